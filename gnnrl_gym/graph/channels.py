@@ -1,0 +1,222 @@
+"""Integer channel ids pushed through the ATen graph, merged where an operation forces it.
+
+Every tensor of the network is shadowed by a tensor of ids of the same shape: the element's channel. Dimensions along
+which the id does not change have stride 0 (`expand`), so a shadow is as small as its channels are many. A convolution
+makes new ids, a shape operation is simply executed on the ids, an addition merges the ids that it adds. What is left
+is a partition of all channels; each class of it is one removable unit. Zero-padded shortcuts, concatenations,
+flattening and channel shuffles need no special case: they move the ids as they move the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.graph.trace import Trace, module_path, shape_of, source_line
+
+FROZEN = 0  # the id of everything that can't be removed: the network's inputs, outputs and constants
+
+Key = tuple[str, int]  # a dimension of a named parameter or buffer
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or buffer as an operand: it has no ids of its own, its dimensions are bound to those of others."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Multiply-accumulates of one operation: `constant` times the channels kept along each of `factors`."""
+
+    node: fx.Node
+    constant: int
+    factors: tuple[Key, ...]
+
+
+@dataclass
+class Channels:
+    """What the propagation found.
+
+    Attributes:
+        bound: ids along a dimension of a parameter or buffer.
+        values: ids of every node's output.
+        merges: pairs of id tensors whose elements are the same channel.
+        frozen: ids that must stay.
+        whole: weights that can't be resized.
+        products: the operations that cost multiply-accumulates.
+        literals: nodes that may hold a number of channels in their arguments (pad, slice, view, split).
+        grouped: weights of grouped convolutions -> output channels per convolution group.
+        unsupported: "operation at module, line" of everything without a rule.
+    """
+
+    bound: dict[Key, Tensor] = field(default_factory=dict)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    merges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    frozen: list[Tensor] = field(default_factory=list)
+    whole: set[str] = field(default_factory=set)
+    products: list[Product] = field(default_factory=list)
+    literals: list[fx.Node] = field(default_factory=list)
+    grouped: dict[str, int] = field(default_factory=dict)
+    unsupported: list[str] = field(default_factory=list)
+    count: int = FROZEN + 1
+
+    def fresh(self, size: int) -> Tensor:
+        """`size` new ids."""
+        self.count += size
+        return torch.arange(self.count - size, self.count)
+
+    def merge(self, a: Tensor, b: Tensor) -> None:
+        """Elements of `a` and `b` (equal shapes) are the same channels from now on."""
+        same = [d for d in constant(a) if d in constant(b)]
+        self.merges.append((first(a, same).flatten(), first(b, same).flatten()))
+
+    def freeze(self, *values: Any) -> None:
+        """The channels of these id tensors stay; weights among them are left whole."""
+        for value in values:
+            if isinstance(value, (list, tuple)):
+                self.freeze(*value)
+            elif isinstance(value, Tensor):
+                self.frozen.append(first(value, constant(value)).flatten())
+            elif isinstance(value, Weight):
+                self.whole.add(value.name)
+
+    def bind(self, weight: Weight | None, dim: int, ids: Tensor) -> None:
+        """Dimension `dim` of `weight` holds the channels `ids` [size]; a weight used twice merges both uses."""
+        if weight is None:
+            return
+        known = self.bound.setdefault((weight.name, dim), ids)
+        if known is not ids:
+            self.merge(known, ids)
+
+    def new_outputs(self, weight: Any, dim: int = 0) -> Tensor:
+        """Ids [size] of the channels that `weight` writes: new ones, or its known ones where it is used again."""
+        if not isinstance(weight, Weight):  # a computed weight can't be resized
+            return torch.full((weight.shape[dim],), FROZEN)
+        key = (weight.name, dim)
+        if key not in self.bound:
+            self.bound[key] = self.fresh(weight.shape[dim])
+        return self.bound[key]
+
+
+def varying(ids: Tensor) -> list[int]:
+    """Dimensions along which the id changes."""
+    return [d for d in range(ids.dim()) if ids.stride(d) != 0 and ids.size(d) > 1]
+
+
+def constant(ids: Tensor) -> list[int]:
+    """Dimensions along which it doesn't."""
+    return [d for d in range(ids.dim()) if ids.stride(d) == 0 or ids.size(d) == 1]
+
+
+def first(ids: Tensor, dims: list[int]) -> Tensor:
+    """The ids at the first position along `dims` (kept, with size 1)."""
+    for d in dims:
+        ids = ids.narrow(d, 0, 1)
+    return ids
+
+
+def compress(ids: Tensor) -> Tensor:
+    """The same ids with stride 0 along every dimension where they don't change."""
+    shape = ids.shape
+    for d in varying(ids):
+        head = ids.narrow(d, 0, 1)
+        if bool((ids == head).all()):
+            ids = head
+    return ids.expand(shape)
+
+
+def along(ids: Tensor, dim: int) -> Tensor | None:
+    """Ids [size] along `dim`, or None where they change along another dimension too."""
+    dim %= ids.dim()
+    if any(d != dim for d in varying(ids)):
+        return None
+    return first(ids, [d for d in range(ids.dim()) if d != dim]).reshape(-1)
+
+
+def spread(ids: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
+    """Ids [size] as the shadow of a tensor of `shape` whose channels lie along `dim`."""
+    view = [1] * len(shape)
+    view[dim % len(shape)] = -1
+    return ids.view(view).expand(shape)
+
+
+def frozen_like(node: fx.Node) -> Any:
+    """A shadow of FROZEN ids for whatever `node` returns."""
+    value = node.meta["val"]
+    if isinstance(value, (list, tuple)):
+        return [torch.tensor(FROZEN).expand(tuple(v.shape)) if isinstance(v, Tensor) else None for v in value]
+    return torch.tensor(FROZEN).expand(tuple(value.shape)) if isinstance(value, Tensor) else None
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register `f(channels, node, *args, **kwargs) -> ids` for the ATen operations `names` (without overloads)."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def operator_name(node: fx.Node) -> str:
+    """The ATen name without namespace, overload and in-place underscore: "conv2d", "add", "getitem"."""
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return str(getattr(target, "__name__", target))
+    return target.name().split("::")[-1].split(".")[0].rstrip("_")
+
+
+def propagate(trace: Trace, strict: bool = False) -> Channels:
+    """Push ids through the whole graph.
+
+    Raises:
+        UnsupportedOperation: `strict` and an operation has no rule. Otherwise what it touches is frozen.
+    """
+    from gnnrl_gym.graph import rules  # noqa: F401  (fills RULES)
+
+    channels = Channels()
+    for node in trace.graph.nodes:
+        if node.op == "placeholder":
+            channels.values[node] = _operand(trace, node)
+        elif node.op == "call_function":
+            channels.values[node] = _apply(channels, node, strict)
+        elif node.op == "output":
+            fx.map_arg(node.args, lambda n: channels.freeze(channels.values[n]))
+    return channels
+
+
+def _operand(trace: Trace, node: fx.Node) -> Any:
+    if node.name in trace.tensors:
+        return Weight(trace.tensors[node.name], shape_of(node))
+    return frozen_like(node)
+
+
+def _apply(channels: Channels, node: fx.Node, strict: bool) -> Any:
+    def lookup(n: fx.Node) -> Any:
+        return channels.values[n]
+
+    args, kwargs = fx.map_arg(node.args, lookup), fx.map_arg(node.kwargs, lookup)
+    handler = RULES.get(operator_name(node))
+    result = handler(channels, node, *args, **kwargs) if handler else NotImplemented
+    if result is not NotImplemented:
+        return result
+    place = f"{operator_name(node)} in '{module_path(node)}' ({source_line(node)})"
+    if strict:
+        raise UnsupportedOperation(f"No channel rule for {place}. Leave strict=False to freeze what it touches.")
+    operands = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, (Tensor, Weight))]
+    if any(isinstance(v, Weight) or varying(v) for v in operands):
+        channels.unsupported.append(place)
+    channels.freeze(operands)
+    return frozen_like(node)

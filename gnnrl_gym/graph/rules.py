@@ -1,0 +1,229 @@
+"""What each ATen operation does to channel ids. A rule that meets a case it can't do exactly returns NotImplemented:
+then everything the operation touches is frozen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from gnnrl_gym.graph.channels import (
+    Channels,
+    Product,
+    Weight,
+    along,
+    compress,
+    rule,
+    spread,
+    varying,
+)
+from gnnrl_gym.graph.trace import shape_of
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(
+    c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Any:  # fmt: skip
+    """New ids. In a grouped convolution a unit is a whole convolution group, so depthwise is the case of size 1."""
+    inputs = along(x, 1)
+    if inputs is None or not isinstance(weight, Weight) or isinstance(bias, Tensor):
+        return NotImplemented
+    outputs = c.new_outputs(weight)
+    c.bind(bias, 0, outputs)
+    shape = shape_of(node)
+    cost = math.prod(weight.shape[2:]) * math.prod(shape[2:]) * shape[0]
+    if groups == 1:
+        c.bind(weight, 1, inputs)
+        c.products.append(Product(node, cost, ((weight.name, 0), (weight.name, 1))))
+    else:
+        members = torch.cat([inputs.view(groups, -1), outputs.view(groups, -1)], dim=1)
+        c.merge(members, members[:, :1].expand(members.shape).clone())
+        c.grouped[weight.name] = len(outputs) // groups
+        c.products.append(Product(node, cost * weight.shape[1], ((weight.name, 0),)))
+    return spread(outputs, 1, shape)
+
+
+@rule("linear")
+def linear(c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
+    """New ids on the last dimension."""
+    inputs = along(x, -1) if isinstance(x, Tensor) else None
+    if inputs is None or not isinstance(weight, Weight) or isinstance(bias, Tensor):
+        return NotImplemented
+    outputs = c.new_outputs(weight)
+    c.bind(bias, 0, outputs)
+    c.bind(weight, 1, inputs)
+    shape = shape_of(node)
+    c.products.append(Product(node, math.prod(shape[:-1]), ((weight.name, 0), (weight.name, 1))))
+    return spread(outputs, -1, shape)
+
+
+@rule("batch_norm")
+def batch_norm(c: Channels, node: fx.Node, x: Any, *weights: Any, **_: Any) -> Any:
+    """Normalises each channel alone: its vectors follow the channels."""
+    ids = along(x, 1)
+    if ids is None:
+        return NotImplemented
+    for weight in weights[:4]:
+        c.bind(weight, 0, ids)
+    return x
+
+
+@rule(
+    "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu",
+    "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus", "tanh", "clamp", "pow", "sqrt", "exp",
+    "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy", "zeros_like",
+    "ones_like",
+)  # fmt: skip
+def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
+    """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""
+    shape = shape_of(node)
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    dims = {d + len(shape) - t.dim() for t in tensors for d in varying(t)}
+    carriers = [t for t in tensors if _fills(t, dims, shape)]
+    if not carriers:
+        return NotImplemented
+    c.freeze([t for t in tensors if varying(t) and not _fills(t, dims, shape)])
+    wide = [t.expand(shape) for t in carriers]
+    for other in wide[1:]:
+        c.merge(wide[0], other)
+    # the operand that varies names the channels (the other may be one constant id, for example the input's)
+    result = max(wide, key=lambda t: len(varying(t)))
+    for weight in (a for a in args if isinstance(a, Weight)):
+        if not _bind_broadcast(c, weight, result):
+            return NotImplemented
+    return result
+
+
+def _fills(ids: Tensor, dims: set[int], shape: tuple[int, ...]) -> bool:
+    """Whether the operand has its real size along all channel dimensions `dims` of the result."""
+    offset = len(shape) - ids.dim()
+    return all(d >= offset and ids.size(d - offset) == shape[d] for d in dims)
+
+
+def _bind_broadcast(c: Channels, weight: Weight, ids: Tensor) -> bool:
+    """A parameter that is added or multiplied (LayerScale, for example) follows the channels it meets."""
+    offset = ids.dim() - len(weight.shape)
+    for d in varying(ids):
+        vector = along(ids, d)
+        if vector is None:
+            return False
+        if d >= offset and weight.shape[d - offset] == ids.size(d):
+            c.bind(weight, d - offset, vector)
+    return True
+
+
+@rule("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+      "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d")  # fmt: skip
+def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
+    """Mixes positions, never channels."""
+    shape = shape_of(node)
+    moved = [d for d in range(2, x.dim())]
+    return _resize(x, moved, shape) if not set(moved) & set(varying(x)) else NotImplemented
+
+
+@rule("mean", "sum", "amax")
+def reduction(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
+    """A mean over positions keeps the channels; one over channels mixes them."""
+    dims = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    dims = sorted(d % x.dim() for d in dims)
+    if set(dims) & set(varying(x)):
+        return NotImplemented
+    for d in reversed(dims):
+        x = x.narrow(d, 0, 1) if keepdim else x.select(d, 0)
+    return x.expand(shape_of(node))
+
+
+def _resize(ids: Tensor, dims: list[int], shape: tuple[int, ...]) -> Tensor:
+    for d in dims:
+        ids = ids.narrow(d, 0, 1)
+    return ids.expand(shape)
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten")
+def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
+    """Executed on the ids. Where one dimension becomes two, what is kept must stay a rectangle: the ids are tied
+    across the first (a channel shuffle's groups), so only the last of them shrinks."""
+    if not isinstance(x, Tensor):
+        return NotImplemented
+    result = compress(x.reshape(shape_of(node)))
+    if varying(x):
+        c.literals.append(node)
+    for d in varying(result)[:-1]:
+        c.merge(result, result.narrow(d, 0, 1).expand(result.shape).clone())
+    return result
+
+
+@rule("transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "roll", "flip", "getitem", "select", "numpy_T")
+def move(c: Channels, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Executed on the ids as it is."""
+    if isinstance(x, Weight):
+        return NotImplemented
+    target: Any = node.target
+    result = target(x, *args, **kwargs)
+    return compress(result) if isinstance(result, Tensor) else result
+
+
+@rule("slice")
+def slice_(c: Channels, node: fx.Node, x: Any, dim: int = 0, *args: Any, **kwargs: Any) -> Any:
+    """Executed on the ids; bounds on the channels are literals."""
+    if not isinstance(x, Tensor):
+        return NotImplemented
+    if dim % x.dim() in varying(x) and shape_of(node)[dim] != x.size(dim):
+        c.literals.append(node)
+    return move(c, node, x, dim, *args, **kwargs)
+
+
+@rule("cat")
+def cat(c: Channels, node: fx.Node, tensors: Any, dim: int = 0) -> Any:
+    """Along the channels the ids follow each other; along anything else all parts share their channels."""
+    if any(isinstance(t, Weight) for t in tensors):
+        return NotImplemented
+    dim %= tensors[0].dim()
+    if any(set(varying(t)) - {dim} for t in tensors):
+        if any(dim in varying(t) for t in tensors):
+            return NotImplemented
+        first = [t.narrow(dim, 0, 1) for t in tensors]
+        for other in first[1:]:
+            c.merge(first[0], other)
+        carrier = max(first, key=lambda t: len(varying(t)))
+        return carrier.expand(shape_of(node))
+    parts = [along(t, dim) for t in tensors]
+    return spread(torch.cat([p for p in parts if p is not None]), dim, shape_of(node))
+
+
+@rule("chunk", "split", "split_with_sizes", "unbind")
+def split(c: Channels, node: fx.Node, x: Any, sizes: Any = 0, dim: int = 0) -> Any:
+    """Executed on the ids. `chunk` cuts what is left into equal parts, so its parts are tied; sizes are literals."""
+    if not isinstance(x, Tensor):
+        return NotImplemented
+    target: Any = node.target
+    parts = target(x, sizes) if "unbind" in str(target) else target(x, sizes, dim)
+    if dim % x.dim() in varying(x):
+        if "chunk" not in str(target) or any(p.shape != parts[0].shape for p in parts):
+            return NotImplemented
+        c.literals.append(node)
+        for part in parts[1:]:
+            c.merge(parts[0], part)
+    return [compress(part) for part in parts]
+
+
+@rule("pad", "constant_pad_nd")
+def pad(c: Channels, node: fx.Node, x: Any, amounts: Any, mode: Any = "constant", value: Any = None) -> Any:
+    """Positions repeat their channel; new channels are new ids, and how many there are is a literal."""
+    if not isinstance(x, Tensor) or any(a < 0 for a in amounts):
+        return NotImplemented
+    shape = shape_of(node)
+    for i in range(0, len(amounts), 2):
+        dim = x.dim() - 1 - i // 2
+        if dim not in varying(x) or not any(amounts[i : i + 2]):
+            continue
+        ids = along(x, dim)
+        if ids is None or (isinstance(mode, str) and mode != "constant"):
+            return NotImplemented
+        c.literals.append(node)
+        return spread(torch.cat([c.fresh(amounts[i]), ids, c.fresh(amounts[i + 1])]), dim, shape)
+    still = [d for d in range(x.dim()) if d not in varying(x)]
+    return _resize(x, still, shape)

@@ -1,0 +1,96 @@
+"""Scores that order the units of a group: the lowest go first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints
+
+IMPORTANCES = ("l1", "l2", "bn-scale", "taylor", "random")
+Batch = tuple[Tensor, Tensor]
+
+
+def importance_scores(
+    model: nn.Module, groups: ChannelGroups, kind: str, batch: Batch | None = None, seed: int = 0
+) -> Floats:
+    """Score of every unit, float64 [U].
+
+    * ``l1``, ``l2``: norm of all weights that write or read the unit, each layer scaled to mean 1 so that wide layers
+      don't drown the others (group norm; Fang et al. 2023, DepGraph, section 3.3).
+    * ``bn-scale``: mean absolute scale of the unit's BatchNorms (Liu et al. 2017, Network Slimming); ``l2`` for groups
+      that have none.
+    * ``taylor``: squared first-order change of the loss when the unit goes (Molchanov et al. 2019, equation 8), needs
+      `batch` = (inputs [N, ...], labels [N]).
+    * ``random``: drawn from `seed`.
+
+    Raises:
+        ValueError: unknown `kind`, or ``taylor`` without a batch.
+    """
+    if kind not in IMPORTANCES:
+        raise ValueError(f"Unknown importance {kind!r}: choose one of {', '.join(IMPORTANCES)}.")
+    if kind == "taylor" and batch is None:
+        raise ValueError("importance='taylor' needs batch=(inputs, labels): a few hundred training images.")
+    if kind == "random":
+        return np.random.default_rng(seed).random(len(groups.group_of))
+    if kind == "taylor":
+        assert batch is not None
+        return _taylor(model, groups, batch)
+    if kind == "bn-scale":
+        return _bn_scale(model, groups)
+    return _norm(model, groups, 1 if kind == "l1" else 2)
+
+
+def _owned(model: nn.Module, groups: ChannelGroups) -> Iterator[tuple[nn.Parameter, int, Ints]]:
+    parameters = dict(model.named_parameters())
+    for (name, dim), owner in groups.owner.items():
+        if name in parameters and (owner >= 0).any():
+            yield parameters[name], dim, owner
+
+
+def _spread(groups: ChannelGroups, owner: Ints, values: Tensor) -> Floats:
+    """Sum of `values` [size] over the indices that each unit owns, [U]."""
+    owned = owner >= 0
+    weights = values.detach().double().cpu().numpy()[owned]
+    return np.bincount(owner[owned], weights, minlength=len(groups.group_of))
+
+
+def _norm(model: nn.Module, groups: ChannelGroups, power: int) -> Floats:
+    scores = np.zeros(len(groups.group_of))
+    for weight, dim, owner in _owned(model, groups):
+        if weight.dim() < 2:
+            continue
+        size = weight.detach().abs().double().pow(power).transpose(0, dim).flatten(1).sum(1)
+        scores += _spread(groups, owner, size / size.mean().clamp_min(1e-12))
+    return scores ** (1 / power)
+
+
+def _bn_scale(model: nn.Module, groups: ChannelGroups) -> Floats:
+    scores, count = np.zeros(len(groups.group_of)), np.zeros(len(groups.group_of))
+    for module in model.modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.weight is None:
+            continue
+        for weight, _, owner in _owned(model, groups):
+            if weight is module.weight:
+                scores += _spread(groups, owner, weight.abs())
+                count += _spread(groups, owner, torch.ones_like(weight))
+    without = np.isin(groups.group_of, groups.group_of[count == 0])
+    return np.where(without, _norm(model, groups, 2), scores / np.maximum(count, 1))
+
+
+def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
+    was_training, parameters = model.training, [w for w, _, _ in _owned(model, groups)]
+    model.eval()
+    with torch.enable_grad():
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    model.train(was_training)
+    change = np.zeros(len(groups.group_of))
+    for (weight, dim, owner), gradient in zip(_owned(model, groups), gradients, strict=True):
+        if gradient is not None:
+            product = (weight * gradient).transpose(0, dim).flatten(1).sum(1)
+            change += _spread(groups, owner, product)
+    return change**2

@@ -1,0 +1,183 @@
+"""`PrunableNetwork`: a network, its channel groups, the cost of any plan, and the smaller network a plan makes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.graph.channels import propagate
+from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
+from gnnrl_gym.graph.trace import module_path, source_line, trace
+from gnnrl_gym.pruning.cost import macs_cost, params_cost
+from gnnrl_gym.pruning.importance import Batch, importance_scores
+from gnnrl_gym.pruning.slimming import Slimmer, literal_home
+
+Plans = npt.ArrayLike
+
+
+class PrunableNetwork:
+    """A network whose channel groups can be narrowed.
+
+    Args:
+        model: any `nn.Module` that `torch.export` can trace. It is kept as it is, never changed.
+        example_input: a tensor, or a tuple of positional arguments. Costs are those of one forward of it, so give a
+            batch of one to have them per sample.
+        importance: what orders the units of a group: l1, l2, bn-scale, taylor or random.
+        batch: (inputs, labels) for ``taylor``.
+        strict: raise on an operation without a rule instead of freezing the groups that touch it.
+
+    Attributes:
+        widths: units of every channel group, int64 [A]. A plan is a vector of widths between 1 and these.
+        importance: score of every unit, float64 [U], groups one after the other.
+
+    Raises:
+        UnsupportedOperation: the network can't be traced, or nothing in it can be pruned.
+
+    Shapes: a plan is [A], or [B, A] for B candidates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor | tuple[Any, ...],
+        importance: str = "l2",
+        batch: Batch | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.model = model
+        self.example_input = example_input if isinstance(example_input, tuple) else (example_input,)
+        self.trace = trace(model, example_input)
+        self.channels = propagate(self.trace, strict)
+        for place in self.channels.unsupported:
+            warnings.warn(f"No channel rule for {place}: the groups that touch it are frozen.", stacklevel=2)
+        self._set_groups(find_groups(self.channels))
+        self._freeze_what_does_not_adapt()
+        if not len(self.widths):
+            raise UnsupportedOperation(
+                f"{type(model).__name__} has no channel group that can be pruned. Every hidden channel reaches the "
+                "output or an operation without a rule (see the warnings)."
+            )
+        self.importance = importance_scores(model, self.groups, importance, batch)
+        self._rank = _ranks(self.groups, self.importance)
+
+    def _set_groups(self, groups: ChannelGroups) -> None:
+        self.groups = groups
+        self.widths = groups.widths
+        self.slimmer = Slimmer(self.model, self.trace, self.channels, groups)
+        self.macs_terms = macs_cost(self.channels, groups)
+        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        self.params_terms = params_cost(shapes, groups)
+
+    # ---- cost -----------------------------------------------------------------------------------------------
+
+    def macs(self, widths: Plans) -> Any:
+        """Multiply-accumulates of convolutions and matrix products as built: int, or int64 [B] for [B, A]."""
+        return _plain(self.macs_terms.total(self._plan(widths)))
+
+    def params(self, widths: Plans) -> Any:
+        """Number of parameters: int, or int64 [B] for [B, A]."""
+        return _plain(self.params_terms.total(self._plan(widths)))
+
+    # ---- the pruned network -----------------------------------------------------------------------------------
+
+    def kept(self, widths: Plans) -> npt.NDArray[np.bool_]:
+        """Which units a plan [A] keeps: the most important ones of every group, bool [U]."""
+        plan = self._plan(widths)
+        if plan.ndim != 1:
+            raise ValueError(f"One plan [A={len(self.widths)}] at a time, got shape {plan.shape}.")
+        return np.asarray(self._rank < plan[self.groups.group_of])
+
+    def slim(self, widths: Plans) -> nn.Module:
+        """The physically smaller network, same class as the original."""
+        return self.slimmer.slim(self.kept(widths))
+
+    def mask(self, widths: Plans) -> nn.Module:
+        """The full-size network in which the removed units contribute nothing."""
+        return self.slimmer.mask(self.kept(widths))
+
+    def _plan(self, widths: Plans) -> Ints:
+        plan = np.asarray(widths)
+        if plan.ndim not in (1, 2) or plan.shape[-1] != len(self.widths):
+            raise ValueError(f"A plan has shape [A={len(self.widths)}] or [B, {len(self.widths)}], got {plan.shape}.")
+        if plan.dtype.kind not in "iu":
+            raise ValueError(f"Widths are integers, got {plan.dtype}. Round them first.")
+        if (plan < 1).any() or (plan > self.widths).any():
+            at = np.argwhere((plan < 1) | (plan > self.widths))[0, -1]
+            raise ValueError(f"Width of group {at} must be between 1 and {self.widths[at]}: no layer may be empty.")
+        return plan.astype(np.int64, copy=False)
+
+    # ---- literals that nobody updates -------------------------------------------------------------------------
+
+    def _freeze_what_does_not_adapt(self) -> None:
+        """Prune at random and compare with the mask; what a literal in the code breaks is frozen and named."""
+        sites = [
+            n for n in self.channels.literals if literal_home(self.model, module_path(n)) != "attribute"
+        ]
+        if not sites or not len(self.widths) or self._probe(np.arange(len(self.widths))):
+            return
+        broken = [g for g in self._touching(sites) if not self._probe(np.array([g]))]
+        self._name_broken(broken, sites)
+        self._set_groups(self.groups.without(np.array(broken)))
+        if len(self.widths) and not self._probe(np.arange(len(self.widths))):
+            raise UnsupportedOperation(
+                f"{type(self.model).__name__} computes something else once channels are removed, and no single "
+                "channel group explains it. Check for channel numbers written into its forward."
+            )
+
+    def _touching(self, sites: list[Any]) -> list[int]:
+        units = [self.groups.values[n][1] for n in sites if n in self.groups.values]
+        units = [u[u >= 0] for u in units]
+        return sorted(set(self.groups.group_of[np.concatenate(units)].tolist())) if units else []
+
+    def _name_broken(self, broken: list[int], sites: list[Any]) -> None:
+        for node in sites:
+            if node in self.groups.values and set(self._touching([node])) & set(broken):
+                warnings.warn(
+                    f"The forward of '{module_path(node)}' ({source_line(node)}) holds a number of channels that "
+                    "can't be updated: the groups that touch it are frozen.",
+                    stacklevel=4,
+                )
+
+    def _probe(self, chosen: Ints) -> bool:
+        """Whether slim equals mask when about half of the units of the `chosen` groups go, by chance."""
+        rng = np.random.default_rng(0)
+        for _ in range(2):
+            kept = rng.random(len(self.groups.group_of)) < 0.5
+            kept |= ~np.isin(self.groups.group_of, chosen)
+            kept[np.unique(self.groups.group_of, return_index=True)[1]] = True  # never an empty layer
+            if not self._agrees(kept):
+                return False
+        return True
+
+    @torch.no_grad()
+    def _agrees(self, kept: npt.NDArray[np.bool_]) -> bool:
+        try:
+            slim = self.slimmer.slim(kept).eval()(*self.example_input)
+        except Exception:  # whatever a forward raises on the wrong number of channels
+            return False
+        return _close(slim, self.slimmer.mask(kept).eval()(*self.example_input))
+
+
+def _close(a: Any, b: Any) -> bool:
+    leaves = zip(torch.utils._pytree.tree_leaves(a), torch.utils._pytree.tree_leaves(b), strict=True)
+    # loose: this looks for channels in the wrong place, not for rounding
+    return all(x.shape == y.shape and bool((x - y).abs().max() <= 1e-2 * y.abs().max() + 1e-6) for x, y in leaves)
+
+
+def _ranks(groups: ChannelGroups, scores: Floats) -> Ints:
+    """Place of every unit in its group by falling importance, 0 the most important; ties in the network's order."""
+    order = np.lexsort((-scores, groups.group_of))
+    starts = np.concatenate([[0], np.cumsum(groups.widths)[:-1]])
+    rank = np.empty(len(scores), np.int64)
+    rank[order] = np.arange(len(scores)) - starts[groups.group_of[order]]
+    return rank
+
+
+def _plain(total: Ints) -> Any:
+    return int(total) if total.ndim == 0 else total

@@ -1,0 +1,182 @@
+"""Building the pruned module: `slim` cuts the channels out, `mask` zeroes them in place."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from gnnrl_gym.graph.channels import Channels, operator_name
+from gnnrl_gym.graph.groups import ChannelGroups, Ints
+from gnnrl_gym.graph.trace import Trace, module_path, shape_of
+
+
+@runtime_checkable
+class HoldsChannelPadding(Protocol):
+    """A module whose forward pads channels by amounts that it keeps as attributes; `slim` updates them."""
+
+    def set_channel_padding(self, front: int, back: int) -> None: ...
+
+
+class Slimmer:
+    """Cuts a network down to the units that are kept.
+
+    Args:
+        model: the dense network; never changed.
+        trace, channels, groups: what the graph side found in it.
+    """
+
+    def __init__(self, model: nn.Module, trace: Trace, channels: Channels, groups: ChannelGroups) -> None:
+        self.model, self.trace, self.channels, self.groups = model, trace, channels, groups
+        self._dims: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
+        for (name, dim), owner in groups.owner.items():
+            if (owner >= 0).any():
+                self._dims[name].append((dim, owner))
+        self._tensors = _named_tensors(model)
+
+    def mask(self, kept: np.ndarray) -> nn.Module:
+        """Full-size copy in which every parameter entry of a unit that is not `kept` (bool [U]) is zero, so no reader
+        gets anything from it."""
+        model = copy.deepcopy(self.model)
+        tensors = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, dims in self._dims.items():
+                for dim, owner in dims if name in tensors else ():
+                    tensors[name].index_fill_(dim, _indices(~_stays(owner, kept)), 0)
+        return model
+
+    def slim(self, kept: np.ndarray) -> nn.Module:
+        """Physically smaller copy of the same class with only the `kept` units (bool [U])."""
+        # deepcopy takes what its memo already holds, so the big tensors are never copied whole
+        memo: dict[int, Any] = {}
+        for name, tensor in self._tensors.items():
+            memo[id(tensor)] = self._cut(name, tensor, kept)
+        model = copy.deepcopy(self.model, memo)
+        self._resize_modules(model)
+        edit_literals(model, self.trace, self.channels, self.groups, kept)
+        return model
+
+    def _cut(self, name: str, tensor: Tensor, kept: np.ndarray) -> Tensor:
+        data = tensor.detach()
+        for dim, owner in self._dims.get(name, ()):
+            data = data.index_select(dim, _indices(_stays(owner, kept)).to(data.device))
+        data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
+        return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+    def _resize_modules(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules())
+        for path in {name.rpartition(".")[0] for name in self._dims}:
+            weight = f"{path}.weight" if path else "weight"
+            _resize(modules[path], self.channels.grouped.get(weight))
+
+
+def _stays(owner: Ints, kept: np.ndarray) -> np.ndarray:
+    return np.append(kept, True)[owner]  # owner -1, nobody's, is the last: it stays
+
+
+def _indices(choice: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(choice))
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by canonical name (the first of a shared tensor)."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _resize(module: nn.Module, outputs_per_group: int | None) -> None:
+    """Bring the size attributes of a torch.nn layer in line with its tensors."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        module.out_channels = module.weight.shape[0]
+        if outputs_per_group is not None:
+            module.groups = module.out_channels // outputs_per_group
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        tensor = module.weight if module.weight is not None else module.running_mean
+        module.num_features = len(tensor) if tensor is not None else module.num_features
+
+
+# ---- literals: numbers of channels that stand in a forward ------------------------------------------------------
+
+
+def literal_home(model: nn.Module, path: str) -> str:
+    """Who keeps a literal that stands in module `path`: "attribute" (the module updates it), "traced" (a foreign
+    module without parameters, replaced by its traced graph), or "code" (nobody can change it: it must be computed
+    from shapes, which a probe checks)."""
+    module = model.get_submodule(path)
+    if isinstance(module, HoldsChannelPadding):
+        return "attribute"
+    own_tensors = next(iter(_named_tensors(module)), None)
+    return "traced" if path and own_tensors is None and not _adapts(module) else "code"
+
+
+def _adapts(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
+
+
+def edit_literals(model: nn.Module, trace: Trace, channels: Channels, groups: ChannelGroups, kept: np.ndarray) -> None:
+    """Bring the channel literals of `model` (already slim) in line with the `kept` units."""
+    sites: dict[str, list[fx.Node]] = defaultdict(list)
+    for node in channels.literals:
+        if node in groups.values and (groups.values[node][1] >= 0).any():
+            sites[module_path(node)].append(node)
+    for path, nodes in sites.items():
+        home = literal_home(model, path)
+        if home == "attribute":
+            front, back = _padding(nodes[0], groups, kept)
+            model.get_submodule(path).set_channel_padding(front, back)
+        elif home == "traced":
+            model.set_submodule(path, _traced_module(trace, path, nodes, groups, kept))
+
+
+def _padding(node: fx.Node, groups: ChannelGroups, kept: np.ndarray) -> tuple[int, int]:
+    """Kept channels that a pad adds in front and behind."""
+    dim, owner = groups.values[node]
+    amounts: Any = node.args[1]
+    front, back = (int(a) for a in amounts[2 * (len(shape_of(node)) - 1 - dim) :][:2])
+    stays = _stays(owner, kept)
+    return int(stays[:front].sum()), int(stays[len(stays) - back :].sum())
+
+
+def _traced_module(
+    trace: Trace, path: str, literals: list[fx.Node], groups: ChannelGroups, kept: np.ndarray
+) -> fx.GraphModule:
+    """The nodes of the parameter-free module `path` as a module of their own, with its channel literals edited."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    last: fx.Node | None = None
+    for node in trace.operations():
+        if not (module_path(node) == path or module_path(node).startswith(path + ".")):
+            continue
+        for source in node.all_input_nodes:
+            if source not in copies:
+                copies[source] = graph.placeholder(source.name)
+        copies[node] = last = graph.node_copy(node, lambda n: copies[n])
+        if node in literals:
+            copies[node].args = _edited(node, copies[node].args, groups, kept)
+    assert last is not None
+    graph.output(last)
+    return fx.GraphModule({}, graph)
+
+
+def _edited(node: fx.Node, args: Any, groups: ChannelGroups, kept: np.ndarray) -> tuple[Any, ...]:
+    """`args` of the copied `node` with the numbers that the `kept` units make true."""
+    dim, owner = groups.values[node]
+    stays = int(_stays(owner, kept).sum())
+    args = list(args)
+    if operator_name(node) in ("pad", "constant_pad_nd"):
+        at = 2 * (len(shape_of(node)) - 1 - dim)
+        args[1] = [*args[1][:at], *_padding(node, groups, kept), *args[1][at + 2 :]]
+    elif operator_name(node) == "slice":
+        before = _stays(groups.values[node.all_input_nodes[0]][1], kept)
+        start = int(before[: int(args[2] or 0)].sum())
+        args[2:4] = [start, start + stays]
+    elif operator_name(node) in ("view", "reshape", "_unsafe_view"):
+        args[1] = [-1, *args[1][1:]]  # the batch is free
+        args[1][dim] = stays
+    return tuple(args)
