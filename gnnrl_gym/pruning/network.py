@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium.spaces import GraphInstance
 from torch import Tensor, nn
 
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.channels import propagate
+from gnnrl_gym.graph.features import GraphBuilder
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
+from gnnrl_gym.graph.hierarchy import find_hierarchy
 from gnnrl_gym.graph.trace import module_path, source_line, trace
 from gnnrl_gym.pruning.cost import macs_cost, params_cost
 from gnnrl_gym.pruning.importance import Batch, importance_scores
@@ -63,8 +66,20 @@ class PrunableNetwork:
                 f"{type(model).__name__} has no channel group that can be pruned. Every hidden channel reaches the "
                 "output or an operation without a rule (see the warnings)."
             )
-        self.importance = importance_scores(model, self.groups, importance, batch)
-        self._rank = _ranks(self.groups, self.importance)
+        self._order_by(importance_scores(model, self.groups, importance, batch))
+
+    def _order_by(self, importance: Floats) -> None:
+        self.importance = importance
+        self._rank = _ranks(self.groups, importance)
+        self.graph_builder = GraphBuilder(
+            find_hierarchy(self.trace, self.channels),
+            self.channels,
+            self.groups,
+            self.macs_terms,
+            self.params_terms,
+            [name for name, _ in self.model.named_parameters()],
+            importance,
+        )
 
     def _set_groups(self, groups: ChannelGroups) -> None:
         self.groups = groups
@@ -83,6 +98,23 @@ class PrunableNetwork:
     def params(self, widths: Plans) -> Any:
         """Number of parameters: int, or int64 [B] for [B, A]."""
         return _plain(self.params_terms.total(self._plan(widths)))
+
+    @property
+    def group_names(self) -> list[str]:
+        """For each group the first weight that it owns channels of, without ".weight"."""
+        names: dict[int, str] = {}
+        for (weight, _), owner in self.groups.owner.items():
+            for group in np.unique(self.groups.group_of[owner[owner >= 0]]).tolist():
+                names.setdefault(group, weight.removesuffix(".weight"))
+        return [names[group] for group in range(len(self.widths))]
+
+    def graph(self, widths: Plans, budget: float = 1.0) -> GraphInstance:
+        """The hierarchical graph at a plan [A]: nodes [N, F], edges [M, E], edge_links [M, 2].
+
+        The columns are `gnnrl_gym.graph.features.NODE_FEATURES` and `EDGE_FEATURES`; the first A nodes are the
+        channel groups. `budget` is shown in the last node feature.
+        """
+        return self.graph_builder.build(self._plan(widths), budget)
 
     # ---- the pruned network -----------------------------------------------------------------------------------
 
@@ -111,6 +143,10 @@ class PrunableNetwork:
             at = np.argwhere((plan < 1) | (plan > self.widths))[0, -1]
             raise ValueError(f"Width of group {at} must be between 1 and {self.widths[at]}: no layer may be empty.")
         return plan.astype(np.int64, copy=False)
+
+    def __reduce__(self) -> Any:
+        # a traced graph does not pickle: made again, from the same weights and so the same in all respects
+        return (_rebuild, (self.model, self.example_input, self.importance))
 
     # ---- literals that nobody updates -------------------------------------------------------------------------
 
@@ -162,6 +198,14 @@ class PrunableNetwork:
         except Exception:  # whatever a forward raises on the wrong number of channels
             return False
         return _close(slim, self.slimmer.mask(kept).eval()(*self.example_input))
+
+
+def _rebuild(model: nn.Module, example_input: tuple[Any, ...], importance: Floats) -> PrunableNetwork:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when it was made first
+        network = PrunableNetwork(model, example_input)
+    network._order_by(importance)
+    return network
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -1,0 +1,168 @@
+"""The multi-stage graph neural network, a feature extractor for any Stable-Baselines3 algorithm.
+
+After Yu, Mazaheri, Jannesari, "Topology-Aware Network Pruning using Multi-stage Graph Embedding and
+Reinforcement Learning" (ICML 2022): the graph is read level by level, message passing inside a level and
+pooling into the next. Beyond the paper, edge features take part and every decision node keeps an embedding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+from torch_geometric.nn import GINEConv
+from torch_geometric.utils import scatter
+
+
+class GraphBatch(NamedTuple):
+    """A padded batch of `B` graphs as one disjoint graph of `n` nodes and `m` edges, without padding.
+
+    Nodes are sorted by rank, the order in which a level is read: levels 1, 2, ..., L-1, and 0 at the end.
+    """
+
+    nodes: Tensor  # [n, F]
+    edges: Tensor  # [m, E]
+    links: Tensor  # [2, m], source and target
+    graph: Tensor  # [n], the graph a node belongs to
+    rank: Tensor  # [n], ascending
+    position: Tensor  # [B * max_nodes], the row of a padded node in `nodes`
+
+
+def disjoint_graph(observations: dict[str, Tensor], levels: int) -> GraphBatch:
+    """Join the graphs of a `PadGraph` batch, whose entries all have a leading batch dimension `B`."""
+    node_mask = observations["node_mask"].bool()
+    size = node_mask.shape[1]
+    slot = node_mask.flatten().nonzero().squeeze(1)
+    nodes = observations["nodes"].flatten(0, 1)[slot]
+    level = nodes[:, :levels].argmax(dim=1) if levels > 1 else torch.zeros_like(slot)
+    rank, order = ((level - 1) % levels).sort(stable=True)
+    position = slot.new_zeros(node_mask.numel())
+    position[slot[order]] = torch.arange(len(slot), device=slot.device)
+
+    graph, edge = observations["edge_mask"].bool().nonzero(as_tuple=True)
+    links = observations["edge_links"][graph, edge].long() + graph[:, None] * size
+    edges = observations["edges"][graph, edge]
+    return GraphBatch(nodes[order], edges, position[links].T, slot[order] // size, rank, position)
+
+
+class Stage(nn.Module):
+    """Reads one level: encode its nodes, pool their members, pass messages along its dataflow edges.
+
+    Dataflow is directed, so each direction has weights of its own. Means and LayerNorm, never batch
+    statistics: a graph's embedding must not depend on the graphs it is batched with.
+    """
+
+    def __init__(
+        self, features: int, edge_features: int, hidden: int, rounds: int, members: bool, whole: bool
+    ) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.pool = _conv(hidden, edge_features) if members else None
+        self.whole = nn.Linear(hidden, hidden) if whole else None
+        self.forwards = nn.ModuleList(_conv(hidden, edge_features) for _ in range(rounds))
+        self.backwards = nn.ModuleList(_conv(hidden, edge_features) for _ in range(rounds))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(rounds))
+
+    def forward(
+        self,
+        nodes: Tensor,
+        below: Tensor,
+        members: tuple[Tensor, Tensor],
+        flow: tuple[Tensor, Tensor],
+        whole: Tensor | None,
+    ) -> Tensor:
+        """Embeddings [n, hidden] of the level's `nodes` [n, F].
+
+        `below` [k, hidden] are the nodes read before; `members` and `flow` are (links [2, m], edge
+        features [m, E]), the first from `below` into this level, the second inside it; `whole`
+        [n, hidden] is the embedding of the graph that each node belongs to.
+        """
+        x = self.encoder(nodes)
+        if self.pool is not None:
+            x = x + self.pool((below, x), *members)
+        if self.whole is not None:
+            x = x + self.whole(whole)
+        for along, against, norm in zip(self.forwards, self.backwards, self.norms, strict=True):
+            x = norm(x + torch.relu(along(x, *flow) + against(x, flow[0].flip(0), flow[1])))
+        return x
+
+
+class MultiStageGNN(BaseFeaturesExtractor):
+    """Embeds every decision node and the whole graph, for graphs of any size and topology.
+
+    Levels are read bottom to top, level 0 (the decision nodes) last: a decision node receives what its
+    members give and the embedding of the whole graph, the mean over the nodes of the top level. With
+    `levels=1` every node is of level 0 and the whole is the mean over all of them. An edge that points
+    from a later level to an earlier one has no part.
+
+    Args:
+        observation_space: the `Dict` of `gnnrl_gym.wrappers.PadGraph`.
+        hidden: width `H` of every embedding.
+        levels: levels of the hierarchy, `PadGraph.levels`; above 1 the first columns of the node
+            features are the one-hot level.
+        rounds: rounds of message passing on each level.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Dict, hidden: int = 64, levels: int = 1, rounds: int = 2
+    ) -> None:
+        decisions, features, edge_features = (
+            (observation_space[key].shape or (0,))[-1] for key in ("decision_mask", "nodes", "edges")
+        )
+        super().__init__(observation_space, features_dim=(decisions + 1) * hidden)
+        self.hidden, self.levels = hidden, levels
+        self.stages = nn.ModuleList(
+            Stage(features, edge_features, hidden, rounds, members=rank > 0, whole=0 < rank == levels - 1)
+            for rank in range(levels)
+        )
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Features [B, (max_decisions + 1) * H]: the decision nodes (padding 0), then the whole graph."""
+        batch = disjoint_graph(observations, self.levels)
+        x, pooled = self._embed(batch, graphs=len(observations["nodes"]))
+        mask = observations["decision_mask"].bool()
+        graph, decision = mask.nonzero(as_tuple=True)
+        decisions = x.new_zeros(*mask.shape, self.hidden)
+        decisions[graph, decision] = x[batch.position[graph * observations["nodes"].shape[1] + decision]]
+        return torch.cat([decisions.flatten(1), pooled], dim=1)
+
+    def split_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Split features into decision embeddings [B, max_decisions, H] and the pooled one [B, H]."""
+        return split_features(features, self.hidden)
+
+    def _embed(self, batch: GraphBatch, graphs: int) -> tuple[Tensor, Tensor]:
+        """Embeddings of all nodes [n, H], in the order of the batch, and of the graphs [graphs, H]."""
+        x = batch.nodes.new_zeros(0, self.hidden)
+        pooled = batch.nodes.new_zeros(graphs, self.hidden)
+        source, target = batch.rank[batch.links]
+        counts = torch.bincount(batch.rank, minlength=self.levels).tolist()
+        for rank, (count, stage) in enumerate(zip(counts, self.stages, strict=True)):
+            here = slice(len(x), len(x) + count)
+            members = _select(batch, (target == rank) & (source < rank), 0, here.start)
+            flow = _select(batch, (target == rank) & (source == rank), here.start, here.start)
+            level = stage(batch.nodes[here], x, members, flow, pooled[batch.graph[here]])
+            x = torch.cat([x, level])
+            if rank == max(self.levels - 2, 0):  # the top level
+                pooled = scatter(level, batch.graph[here], dim_size=graphs, reduce="mean")
+        return x, pooled
+
+
+def split_features(features: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+    """Split features [B, (D + 1) * hidden] into decisions [B, D, hidden] and pooled [B, hidden]."""
+    embeddings = features.unflatten(1, (-1, hidden))
+    return embeddings[:, :-1], embeddings[:, -1]
+
+
+def _conv(hidden: int, edge_features: int) -> nn.Module:
+    conv: nn.Module = GINEConv(nn.Linear(hidden, hidden), edge_dim=edge_features, aggr="mean")
+    return conv
+
+
+def _select(batch: GraphBatch, mask: Tensor, source: int, target: int) -> tuple[Tensor, Tensor]:
+    """Links, counted from the given first nodes, and features of some of the edges."""
+    chosen = mask.nonzero().squeeze(1)
+    first = torch.tensor([[source], [target]], device=mask.device)
+    return batch.links[:, chosen] - first, batch.edges[chosen]

@@ -1,0 +1,156 @@
+"""The run folder: one record that replays a search, and files that are never half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import nn
+
+from gnnrl_gym import PrunableNetwork
+from gnnrl_gym.zoo import load_model
+from gnnrl_gym.zoo.models import input_shape_for
+
+RESULT, WEIGHTS, LOG = "result.json", "pruned.pt", "evaluations.jsonl"
+
+
+@dataclass
+class SearchResult:
+    """What a search found; `result.json` holds the same. Accuracies are shares in [0, 1].
+
+    Attributes:
+        model, weights, data: as given to the environment; class names where objects were given.
+        budget, metric, importance: of the environment.
+        method, seed, evaluations: of the search; evaluations as counted by the environment.
+        widths: the best plan; macs_ratio, params_ratio: its real share of the dense cost.
+        search_accuracy, test_accuracy: recalibrated, before fine-tuning.
+        dense_test_accuracy: of the network that was pruned.
+        finetuned_accuracy, finetune_epochs: on the test split, once there is one.
+        seconds: wall time of the search. interrupted: it was stopped by hand.
+        settings: the environment's remaining arguments. versions, machine: where it ran.
+    """
+
+    model: str
+    weights: str | None
+    data: str
+    budget: float
+    metric: str
+    importance: str
+    method: str
+    seed: int
+    evaluations: int
+    widths: list[int]
+    macs_ratio: float
+    params_ratio: float
+    search_accuracy: float
+    test_accuracy: float
+    dense_test_accuracy: float
+    seconds: float
+    interrupted: bool = False
+    finetuned_accuracy: float | None = None
+    finetune_epochs: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    machine: str = field(default_factory=lambda: machine())
+    out: str | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write `result.json` in `folder`, at once or not at all."""
+        record = {key: value for key, value in asdict(self).items() if key != "out"}
+        write_atomic(folder / RESULT, lambda file: file.write(json.dumps(record, indent=2).encode() + b"\n"))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> SearchResult:
+        """Read a run folder.
+
+        Raises:
+            FileNotFoundError: there is no result in it.
+            ValueError: the record is damaged or of another kind.
+        """
+        path = Path(folder) / RESULT
+        if not path.is_file():
+            raise FileNotFoundError(f"No {RESULT} in {os.fspath(folder)!r}: give the folder that `gnnrl search` wrote.")
+        try:
+            return cls(**json.loads(path.read_text()), out=os.fspath(folder))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not the record of a search: {error}") from error
+
+    def network(self, model: nn.Module | None = None) -> PrunableNetwork:
+        """The dense network with the groups and order that the plan refers to.
+
+        Args:
+            model: needed where the search was given an `nn.Module`.
+        """
+        if model is None:
+            try:
+                model = load_model(self.model, self.weights, self.settings["num_classes"])
+            except ValueError as error:
+                raise ValueError(f"{error}. The run pruned a module of your own: pass model=.") from error
+        shape = self.settings.get("input_shape") or input_shape_for(self.model)
+        return PrunableNetwork(model, torch.zeros(1, *shape), self.importance)
+
+    def pruned(self, model: nn.Module | None = None) -> nn.Module:
+        """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""
+        slim = self.network(model).slimmer.slim(self._kept())
+        slim.load_state_dict(self._saved()["state_dict"])
+        return slim.eval()
+
+    def _kept(self) -> Any:
+        return self._saved()["kept"].numpy()
+
+    def _saved(self) -> dict[str, Any]:
+        if self.out is None:
+            raise ValueError("This result has no run folder: search with out=... to keep the pruned network.")
+        saved: dict[str, Any] = torch.load(Path(self.out) / WEIGHTS, weights_only=True, map_location="cpu")
+        return saved
+
+    def save_pruned(self, folder: Path, slim: nn.Module, kept: Any) -> None:
+        """Write the pruned network: its state dict, and which units it kept (bool [U])."""
+        state = {"kept": torch.as_tensor(kept), "state_dict": {k: v.cpu() for k, v in slim.state_dict().items()}}
+        write_atomic(folder / WEIGHTS, lambda file: torch.save(state, file))
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """`write` into a temporary file beside `path`, then put it in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    packages = ("torch", "torchvision", "gymnasium", "stable-baselines3", "torch-geometric", "numpy", "gnnrl_gym")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except ModuleNotFoundError:  # a checkout that is not installed
+            found[package] = "unknown"
+    return found
+
+
+def machine() -> str:
+    """The processor and the GPU, in words."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,127 @@
+"""`search`: run a searcher on a pruning environment and keep what it found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from torch import nn
+
+from agents.recorder import PlanRecorder
+from agents.results import LOG, SearchResult
+from agents.searchers import SEARCHERS, EvaluationsExhausted
+from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.evaluation.accuracy import accuracy
+
+
+def search(
+    env: gym.Env[Any, Any],
+    method: str = "ppo",
+    evaluations: int = 400,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> SearchResult:
+    """Search for the best plan within the budget of a `GNNRL-Prune-v0` environment.
+
+    The test split is used once, after the search, on the chosen plan. Ctrl-C ends the search early with the best
+    plan so far.
+
+    Args:
+        env: the environment, from `gym.make`.
+        method: one of `agents.searchers.SEARCHERS`.
+        evaluations: how many candidate plans may be scored.
+        seed: of the searcher; equal seeds give equal searches.
+        out: run folder for `result.json`, `pruned.pt`, `evaluations.jsonl` and what the method logs. It must not
+            hold a run already.
+        progress: show a bar on a terminal.
+        settings: passed on to the searcher.
+
+    Raises:
+        ValueError: unknown method, no evaluation, or an environment of another kind.
+        FileExistsError: `out` holds a run.
+        KeyboardInterrupt: interrupted before the first evaluation was done.
+    """
+    prune = _checked(env, method, evaluations)
+    folder = _new_folder(out)
+    recorder = PlanRecorder(env, evaluations, folder / LOG if folder else None, progress)
+    start, interrupted = time.perf_counter(), False
+    try:
+        with contextlib.suppress(EvaluationsExhausted):
+            SEARCHERS[method](recorder, seed, folder, **settings)
+    except KeyboardInterrupt:
+        if recorder.best is None:
+            raise
+        interrupted = True
+    finally:
+        recorder.close()
+    if recorder.best is None:
+        raise RuntimeError(f"{method} never reached the budget {prune.budget}: give it more evaluations or steps.")
+    result = _result(prune, recorder, method, seed, time.perf_counter() - start)
+    result.interrupted = interrupted
+    if folder:
+        result.out = str(folder)
+        result.save_pruned(folder, prune.slim(recorder.best), prune.network.kept(recorder.best))
+        result.save(folder)
+    return result
+
+
+def _checked(env: gym.Env[Any, Any], method: str, evaluations: int) -> PruneEnv:
+    if method not in SEARCHERS:
+        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SEARCHERS)}.")
+    if evaluations < 1:
+        raise ValueError(f"evaluations must be at least 1, got {evaluations}.")
+    prune = env.unwrapped
+    if not isinstance(prune, PruneEnv):
+        raise ValueError(f"search needs a GNNRL-Prune-v0 environment, got {type(prune).__name__}.")
+    return prune
+
+
+def _new_folder(out: str | os.PathLike[str] | None) -> Path | None:
+    if out is None:
+        return None
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{str(folder)!r} is there already and not empty: choose another --out, or remove it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, seconds: float) -> SearchResult:
+    plan = recorder.best
+    assert plan is not None
+    network, arguments = env.network, env.arguments
+    return SearchResult(
+        model=_name(arguments["model"]),
+        weights=None if arguments["weights"] is None else os.fspath(arguments["weights"]),
+        data=env.data.name,
+        budget=env.budget,
+        metric=env.metric,
+        importance=arguments["importance"],
+        method=method,
+        seed=seed,
+        evaluations=recorder.spent,
+        widths=plan.tolist(),
+        macs_ratio=network.macs(plan) / network.macs(network.widths),
+        params_ratio=network.params(plan) / network.params(network.widths),
+        search_accuracy=recorder.best_accuracy,
+        test_accuracy=accuracy(env.slim(plan), env.data.test, env.device),
+        dense_test_accuracy=accuracy(network.model, env.data.test, env.device),
+        seconds=seconds,
+        settings=_settings(env),
+    )
+
+
+def _settings(env: PruneEnv) -> dict[str, Any]:
+    names = ("landing", "max_steps", "floor", "search_images", "recalibration_images")
+    shape = {"input_shape": list(env.data.input_shape), "num_classes": env.data.num_classes}
+    return {name: env.arguments[name] for name in names} | shape
+
+
+def _name(model: str | nn.Module) -> str:
+    return model if isinstance(model, str) else type(model).__name__

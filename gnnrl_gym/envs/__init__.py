@@ -1,0 +1,11 @@
+"""One file per environment; `register_all` makes them known to Gymnasium."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+
+def register_all() -> None:
+    """Register every environment once."""
+    if "GNNRL-Prune-v0" not in gym.registry:
+        gym.register("GNNRL-Prune-v0", entry_point="gnnrl_gym.envs.prune:PruneEnv")

@@ -1,0 +1,71 @@
+"""From pruning ratios to integer widths, landing just under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gnnrl_gym.graph.groups import Floats, Ints
+
+
+def round_widths(share: Floats, full: Ints, floors: Ints) -> Ints:
+    """Integer widths for the kept `share` [A] of `full` widths, never below `floors`."""
+    return np.maximum(np.floor(share * full + 0.5).astype(np.int64), floors)
+
+
+def land(
+    share: Floats, action: Floats, full: Ints, floors: Ints, cost: Callable[[Ints], int], limit: float
+) -> tuple[Floats, Ints]:
+    """Shrink `share` by ``1 - t * action`` with the smallest t in [0, 1] whose cost is within `limit`.
+
+    While t grows, units leave one at a time, at exactly known moments. Bisection over that sequence finds the first
+    prefix within the limit: the largest cost on the ray that is not above it, also where many groups shrink at the
+    same t. A unit that owns channels all over the network may leave a gap below the limit: units of other groups, the
+    last to have left, come back where they fit, so that plans are compared at equal cost.
+
+    Args:
+        share: kept share of every group now, [A].
+        action: pruning ratios [A] in [0, 1].
+        full, floors: widths of the dense network, and the smallest allowed, [A].
+        cost: cost of a plan [A]; falls when any width falls.
+        limit: the budget in units of that cost.
+
+    Returns:
+        The new share and widths. When even t = 1 is above the limit: those at t = 1.
+    """
+    start, end = round_widths(share, full, floors), round_widths(share * (1 - action), full, floors)
+    moments, groups = _departures(share * full, action, start, end)
+    size = len(full)
+
+    def after(count: int) -> Ints:
+        return start - np.bincount(groups[:count], minlength=size)
+
+    if cost(end) > limit:
+        return share * (1 - action), end
+    low, high = -1, len(groups)  # after(high) is within the limit, after(low) is not (or there is none)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(after(middle)) <= limit else (middle, high)
+    t = moments[high - 1] if high else 0.0
+    return share * (1 - t * action), _fill(after(high), groups[:high], cost, limit)
+
+
+def _fill(widths: Ints, departed: Ints, cost: Callable[[Ints], int], limit: float) -> Ints:
+    """Give back at most one unit to every group of `departed`, last first, where the cost stays within `limit`."""
+    for group in dict.fromkeys(departed[::-1].tolist()):
+        widths[group] += 1
+        if cost(widths) > limit:
+            widths[group] -= 1
+    return widths
+
+
+def _departures(kept: Floats, action: Floats, start: Ints, end: Ints) -> tuple[Floats, Ints]:
+    """When (t) and in which group each unit leaves, in order of t."""
+    groups = np.repeat(np.arange(len(kept)), start - end)
+    nth = np.arange(len(groups)) - np.repeat(np.cumsum(start - end) - (start - end), start - end)
+    width_before = start[groups] - nth
+    # the width rounds down once kept * (1 - t * action) falls below width - 1/2
+    moments = (1 - (width_before - 0.5) / kept[groups]) / action[groups]
+    order = np.argsort(moments, kind="stable")
+    return np.clip(moments[order], 0, 1), groups[order]

@@ -1,0 +1,262 @@
+"""GNNRL-Prune-v0: prune a network under a budget."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.utils import EzPickle
+from torch import nn
+
+from gnnrl_gym.envs.landing import land, round_widths
+from gnnrl_gym.envs.rendering import draw_plan, plan_table
+from gnnrl_gym.evaluation.accuracy import PlanEvaluator, resolve_device
+from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
+from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.zoo import DataSplits, load_data, load_model
+from gnnrl_gym.zoo.models import DIGITS
+
+METRICS = ("macs", "params")
+LANDINGS = ("exact", "free")
+
+
+class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
+    """Prune a network to a budget, keep its accuracy.
+
+    ## Description
+    The state is the network as a hierarchical graph, pruned as far as it is now. An action gives every channel group
+    the share of its remaining units to remove, the least important first. Once the network's cost is within the
+    budget the episode ends: the network is really cut (`slim`), its BatchNorm statistics are re-estimated on training
+    images (`recalibrate`), and its accuracy on the search split is the reward. Yu, Mazaheri and Jannesari (ICML 2022),
+    section 4, with costs counted on integer channels and a reward from images set apart for the search.
+
+    ## Observation Space
+    `Graph(Box(F,), Box(E,))`. The first A nodes are the decision nodes, one per channel group, then operations,
+    layers, blocks, the network. Columns: `gnnrl_gym.graph.features.NODE_FEATURES` and `EDGE_FEATURES`.
+
+    ## Action Space
+    `Box(0, 1, (A,))`: pruning ratios; component i acts on node i.
+
+    ## Reward
+    0 until the end; then minus the Top-1 error on the search split, in [-1, 0]. -1 when the steps run out.
+
+    ## Episode End
+    Terminated when the cost is within the budget. Truncated after `max_steps` steps without that.
+    With `landing="exact"` an action that would cross the budget is scaled back, so the episode lands on the largest
+    cost on its way that is not above it; with `landing="free"` it is not (the published behaviour).
+
+    ## Arguments
+    * `model`: a name for `load_model`, or an `nn.Module`. Default: the digits network that ships with the package.
+    * `data`: a name or path for `load_data`, or `DataSplits`. Default `digits`.
+    * `weights`: a state-dict file or torchvision weights name, with a model name.
+    * `budget`: the share of the dense cost that is allowed, in (0, 1).
+    * `metric`: what the budget counts: `macs` or `params`.
+    * `importance`: what orders the units: l1, l2, bn-scale, taylor, random.
+    * `landing`: `exact` or `free`. `max_steps`: steps before truncation.
+    * `floor`: share of every group's units that always stays (at least one unit does).
+    * `search_images`, `recalibration_images`: how many images score a plan, and re-estimate its statistics.
+    * `device`: `auto`, `cpu`, `cuda`.
+    * `render_mode`: `ansi` or `rgb_array`: the groups with what is kept and what it costs.
+
+    `reset(options={"budget": b})` sets the budget of one episode.
+
+    ## Info
+    `widths`, `macs_ratio`, `params_ratio`, `search_accuracy` (NaN until the end), `is_success`, `evaluations`
+    (candidate plans scored since the environment was made).
+
+    ## Version History
+    * v0: first version.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}
+    levels = len(LEVELS)
+
+    def __init__(
+        self,
+        model: str | nn.Module = DIGITS,
+        data: str | os.PathLike[str] | DataSplits = "digits",
+        weights: str | os.PathLike[str] | None = None,
+        budget: float = 0.5,
+        metric: str = "macs",
+        importance: str = "l2",
+        landing: str = "exact",
+        max_steps: int = 5,
+        floor: float = 0.1,
+        search_images: int = 2000,
+        recalibration_images: int = 512,
+        device: str = "auto",
+        render_mode: str | None = None,
+    ) -> None:
+        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        EzPickle.__init__(self, **self.arguments)
+        _check(metric, METRICS, "metric")
+        _check(landing, LANDINGS, "landing")
+        _check(render_mode, (None, *self.metadata["render_modes"]), "render_mode")
+        _check_numbers(budget, floor, max_steps, search_images, recalibration_images)
+        self.device = resolve_device(device)
+        self.data = data if isinstance(data, DataSplits) else load_data(data)
+        module = load_model(model, weights, self.data.num_classes) if isinstance(model, str) else model
+        self.metric, self.landing, self.max_steps, self.render_mode = metric, landing, max_steps, render_mode
+        self.network = self._prunable(module.to(self.device), importance, recalibration_images)
+        self.floors = np.maximum(np.ceil(floor * self.network.widths).astype(np.int64), 1)
+        self.budget = self._default_budget = self._check_budget(budget)
+        self.evaluator = PlanEvaluator(
+            self.network, self.data.train, self.data.search.take(search_images), recalibration_images, self.device
+        )
+        self.evaluations = 0
+        self._spaces()
+        self._restart()
+
+    def _prunable(self, module: nn.Module, importance: str, images: int) -> PrunableNetwork:
+        x, y = self.data.train.take(images, seed=1).tensors()
+        x, y = x.to(self.device), y.to(self.device)
+        with torch.no_grad():
+            outputs = module.eval()(x[:1])
+        if outputs.ndim != 2 or outputs.shape[1] != self.data.num_classes:
+            raise ValueError(
+                f"The network answers with shape {tuple(outputs.shape)}, but {self.data.name!r} has "
+                f"{self.data.num_classes} classes: use a network with that many outputs."
+            )
+        return PrunableNetwork(module, x[:1], importance, (x, y) if importance == "taylor" else None)
+
+    def _spaces(self) -> None:
+        count = len(self.network.widths)
+        self.observation_space = spaces.Graph(
+            spaces.Box(-4.0, 4.0, (len(NODE_FEATURES),), np.float32),
+            spaces.Box(-4.0, 4.0, (len(EDGE_FEATURES),), np.float32),
+        )
+        self.action_space = spaces.Box(0.0, 1.0, (count,), np.float32)
+        self.network.graph_builder.set_sensitivity(self.evaluator.sensitivity())
+        builder = self.network.graph_builder
+        self.max_nodes, self.max_edges = builder.nodes, len(builder.edges)
+        self._dense_cost = {"macs": self.network.macs(self.network.widths)}
+        self._dense_cost["params"] = self.network.params(self.network.widths)
+
+    def _check_budget(self, budget: float) -> float:
+        cost = getattr(self.network, self.metric)
+        least = cost(self.floors) / cost(self.network.widths)
+        if not least <= budget < 1:
+            raise ValueError(
+                f"budget={budget} can't be met: it must be below 1 and at least {least:.4f}, the {self.metric} share "
+                "that is left at the floors. Lower `floor` or raise `budget`."
+            )
+        return budget
+
+    # ---- Gymnasium ------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[spaces.GraphInstance, dict[str, Any]]:
+        """Back to the dense network. Options: `budget` for this episode."""
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := set(options) - {"budget"}:
+            raise ValueError(f"Unknown reset option {sorted(unknown)[0]!r}: the only one is 'budget'.")
+        budget = self._check_budget(options.get("budget", self._default_budget))
+        self.budget = budget
+        self._restart()
+        self._steps = 0
+        return self._observation(), self._info()
+
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[spaces.GraphInstance, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Remove the share `action` [A] of every group's remaining units."""
+        ratios = self._checked(action)
+        self._share, self.widths = self._shrink(ratios)
+        self._steps = (self._steps or 0) + 1
+        terminated = self.cost_ratio() <= self.budget
+        truncated = not terminated and self._steps >= self.max_steps
+        reward = 0.0
+        if terminated:
+            reward = self.evaluate(self.widths) - 1.0
+        elif truncated:
+            reward = -1.0
+        if terminated or truncated:
+            self._steps = None
+        return self._observation(), reward, terminated, truncated, self._info()
+
+    def render(self) -> Any:
+        """The groups with what is kept and what it costs: text, or an image uint8 [H, W, 3]."""
+        if self.render_mode is None:
+            raise ValueError("Rendering needs gym.make(..., render_mode='ansi') or 'rgb_array'.")
+        draw = plan_table if self.render_mode == "ansi" else draw_plan
+        return draw(self.network, self.widths, self.budget, self.metric, self._accuracy)
+
+    # ---- what searchers use -----------------------------------------------------------------------------------
+
+    def cost_ratio(self, widths: Ints | None = None) -> float:
+        """Share of the dense cost, by the budget's metric, of a plan [A] (default: the present one)."""
+        cost: int = getattr(self.network, self.metric)(self.widths if widths is None else widths)
+        return cost / self._dense_cost[self.metric]
+
+    def evaluate(self, widths: Ints) -> float:
+        """One evaluation: the recalibrated search accuracy in [0, 1] of a plan [A]."""
+        self.evaluations += 1
+        self._accuracy = self.evaluator.score(widths)
+        return self._accuracy
+
+    def slim(self, widths: Ints | None = None) -> nn.Module:
+        """The recalibrated pruned network of a plan [A] (default: the present one)."""
+        return self.evaluator.build(self.widths if widths is None else widths)
+
+    # ---- inside -----------------------------------------------------------------------------------------------
+
+    def _restart(self) -> None:
+        self.widths = self.network.widths.copy()
+        self._share = np.ones(len(self.widths))
+        self._accuracy = float("nan")
+        self._steps: int | None = None  # None: no episode is running
+
+    def _checked(self, action: Any) -> np.ndarray:
+        if self._steps is None:
+            raise RuntimeError("No episode is running: call reset() first.")
+        ratios = np.asarray(action, np.float64)
+        shape = self.action_space.shape
+        if ratios.shape != shape:
+            raise ValueError(f"The action must have shape {shape}, one ratio per channel group, got {ratios.shape}.")
+        if not np.isfinite(ratios).all():
+            raise ValueError(f"The action holds NaN or infinity at component {np.argmin(np.isfinite(ratios))}.")
+        if (ratios < -1e-6).any() or (ratios > 1 + 1e-6).any():
+            raise ValueError(f"Pruning ratios lie in [0, 1], got {ratios.min():.4g} to {ratios.max():.4g}.")
+        return ratios.clip(0, 1)
+
+    def _shrink(self, ratios: np.ndarray) -> tuple[np.ndarray, Ints]:
+        full, share = self.network.widths, self._share * (1 - ratios)
+        if self.landing == "free":
+            return share, round_widths(share, full, self.floors)
+        limit = self.budget * self._dense_cost[self.metric]
+        return land(self._share, ratios, full, self.floors, getattr(self.network, self.metric), limit)
+
+    def _observation(self) -> spaces.GraphInstance:
+        return self.network.graph(self.widths, self.budget)
+
+    def _info(self) -> dict[str, Any]:
+        macs, params = self.network.macs(self.widths), self.network.params(self.widths)
+        return {
+            "widths": self.widths.copy(),
+            "macs_ratio": macs / self._dense_cost["macs"],
+            "params_ratio": params / self._dense_cost["params"],
+            "search_accuracy": self._accuracy,
+            "is_success": self.cost_ratio() <= self.budget,
+            "evaluations": self.evaluations,
+        }
+
+
+def _check(value: Any, allowed: tuple[Any, ...], name: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"Unknown {name} {value!r}: choose one of {', '.join(map(str, allowed))}.")
+
+
+def _check_numbers(budget: float, floor: float, max_steps: int, search_images: int, images: int) -> None:
+    if not 0 < budget < 1:
+        raise ValueError(f"budget is a share of the dense cost in (0, 1), got {budget}.")
+    if not 0 <= floor < 1:
+        raise ValueError(f"floor is a share of units in [0, 1), got {floor}.")
+    if min(max_steps, search_images) < 1 or images < 2:
+        raise ValueError("max_steps and search_images must be at least 1, recalibration_images at least 2.")

@@ -1,0 +1,1 @@
+"""Accuracy of candidate plans, and fine-tuning of the chosen one."""

@@ -1,0 +1,1 @@
+"""nn.Module -> traced graph -> channel groups -> hierarchy -> GraphInstance."""

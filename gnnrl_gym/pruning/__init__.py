@@ -1,0 +1,1 @@
+"""PrunableNetwork: cost, importance, mask, slim, recalibration."""

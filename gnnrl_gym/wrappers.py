@@ -1,0 +1,189 @@
+"""Wrappers between a graph environment and the agent libraries, which do not take `spaces.Graph`."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.spaces import GraphInstance
+from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import NDArray
+
+Padded = dict[str, Any]
+
+
+# `Any`, because Gymnasium annotates the wrapped environment with the types of the wrapper.
+class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Turn a `spaces.Graph` observation into a `spaces.Dict` of arrays of one fixed size.
+
+    With `N, M, D = max_nodes, max_edges, max_decisions`, `F` node features and `E` edge features the
+    observation is a dictionary of
+
+    =============  ========  =========  ==============================================================
+    key            shape     dtype      meaning
+    =============  ========  =========  ==============================================================
+    nodes          [N, F]    float32    node features, in the order of the graph: decision nodes first
+    edges          [M, E]    float32    edge features; one column of zeros where the graph has none
+    edge_links     [M, 2]    int64      source and target node of each edge
+    node_mask      [N]       int8       1 for a node, 0 for padding
+    edge_mask      [M]       int8       1 for an edge, 0 for padding
+    decision_mask  [D]       int8       1 for an action component the environment acts on
+    =============  ========  =========  ==============================================================
+
+    Padding is zero. Libraries that turn all of it into float32 keep the links exact up to 2**24 nodes.
+
+    The action space becomes a `Box` of `D` components: the inner bounds, and for the padding those of the
+    last component. Padding components are cut off before the inner step. The inner action space is read
+    anew each time, so an environment may act on another number of decision nodes after a reset.
+
+    Args:
+        env: an environment with a `Graph(Box(F,), Box(E,) or None)` observation and a `Box(A,)` action.
+        max_nodes: `N`. Default: `env.unwrapped.max_nodes`, else the size of one `env.reset()` graph.
+        max_edges: `M`. Default: `env.unwrapped.max_edges`, else as above; at least 1.
+        max_decisions: `D`. Default: `env.unwrapped.max_decisions`, else `env.action_space.shape[0]`.
+
+    Raises:
+        TypeError: the spaces of `env` are of another kind.
+        ValueError: a graph or an action space is larger than its maximum (also from `reset` and `step`).
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        max_nodes: int | None = None,
+        max_edges: int | None = None,
+        max_decisions: int | None = None,
+    ) -> None:
+        graph, action = _checked_spaces(env)
+        sizes = _maxima(env, action, max_nodes, max_edges, max_decisions)
+        self.max_nodes, self.max_edges, self.max_decisions = sizes
+        # The resolved sizes are recorded, not the arguments: an environment rebuilt from its spec has to have
+        # the same spaces, also where they were read off a random first graph.
+        RecordConstructorArgs.__init__(
+            self, max_nodes=sizes[0], max_edges=sizes[1], max_decisions=sizes[2]
+        )
+        super().__init__(env)
+        self.observation_space = _padded_space(graph, *sizes)
+        self.action_space = _padded_action_space(action, self.max_decisions)
+
+    @property
+    def levels(self) -> int:
+        """Number of levels of the hierarchy; 1 where the environment declares none."""
+        return int(getattr(self.env.unwrapped, "levels", 1))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Padded, dict[str, Any]]:
+        """Reset the inner environment and pad its observation."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self.pad(observation), info
+
+    def step(self, action: NDArray[Any]) -> tuple[Padded, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step the inner environment with the first `A` of the `max_decisions` components of `action`."""
+        real = np.asarray(action)[: self._decisions()]
+        observation, reward, terminated, truncated, info = self.env.step(real)
+        return self.pad(observation), reward, terminated, truncated, info
+
+    def pad(self, graph: GraphInstance) -> Padded:
+        """Pad one graph to the observation described above.
+
+        Raises:
+            ValueError: the graph is larger than the maxima.
+        """
+        nodes = np.asarray(graph.nodes, np.float32)
+        links = np.zeros((0, 2)) if graph.edge_links is None else graph.edge_links
+        count = len(links)
+        _check_fits("nodes", len(nodes), self.max_nodes)
+        _check_fits("edges", count, self.max_edges)
+        padded = {key: np.zeros(box.shape, box.dtype) for key, box in _boxes(self.observation_space)}
+        padded["nodes"][: len(nodes)] = nodes
+        padded["node_mask"][: len(nodes)] = 1
+        padded["edge_mask"][:count] = 1
+        padded["decision_mask"][: self._decisions()] = 1
+        padded["edge_links"][:count] = links
+        if count and graph.edges is not None:
+            padded["edges"][:count] = np.asarray(graph.edges)
+        return padded
+
+    def _decisions(self) -> int:
+        """Number of action components of the inner environment at this moment."""
+        decisions = _size(self.env.action_space)
+        _check_fits("decisions", decisions, self.max_decisions)
+        return decisions
+
+
+def _check_fits(what: str, size: int, maximum: int) -> None:
+    if size > maximum:
+        raise ValueError(
+            f"a graph of {size} {what} does not fit PadGraph(max_{what}={maximum}): "
+            f"raise max_{what} to at least {size}"
+        )
+
+
+def _checked_spaces(env: gym.Env[Any, Any]) -> tuple[spaces.Graph, spaces.Box]:
+    graph, action = env.observation_space, env.action_space
+    parts = (graph.node_space, graph.edge_space) if isinstance(graph, spaces.Graph) else ()
+    fits = [isinstance(part, spaces.Box) and len(part.shape) == 1 for part in parts if part is not None]
+    if not isinstance(graph, spaces.Graph) or not all(fits):
+        raise TypeError(f"PadGraph needs a Graph(Box(F,), Box(E,) or None) observation space, got {graph}")
+    if not isinstance(action, spaces.Box) or len(action.shape) != 1:
+        raise TypeError(f"PadGraph needs a Box(A,) action space, got {action}")
+    return graph, action
+
+
+def _maxima(
+    env: gym.Env[Any, Any], action: spaces.Box, nodes: int | None, edges: int | None, decisions: int | None
+) -> tuple[int, int, int]:
+    """Resolve the three maxima: the argument, else what the environment declares, else one observation."""
+    declared = env.unwrapped
+    nodes = getattr(declared, "max_nodes", None) if nodes is None else nodes
+    edges = getattr(declared, "max_edges", None) if edges is None else edges
+    decisions = getattr(declared, "max_decisions", None) if decisions is None else decisions
+    if nodes is None or edges is None:
+        graph, _ = env.reset()
+        nodes = len(graph.nodes) if nodes is None else nodes
+        links = 0 if graph.edge_links is None else len(graph.edge_links)
+        edges = links if edges is None else edges
+    decisions = _size(action) if decisions is None else decisions
+    _check_fits("decisions", _size(action), decisions)
+    return int(nodes), max(int(edges), 1), int(decisions)  # a Box of no rows is refused by most libraries
+
+
+def _padded_space(graph: spaces.Graph, nodes: int, edges: int, decisions: int) -> spaces.Dict:
+    return spaces.Dict(
+        {
+            "nodes": _rows(graph.node_space, nodes),
+            "edges": _rows(graph.edge_space, edges),
+            "edge_links": spaces.Box(0, nodes - 1, (edges, 2), np.int64),
+            "node_mask": spaces.Box(0, 1, (nodes,), np.int8),
+            "edge_mask": spaces.Box(0, 1, (edges,), np.int8),
+            "decision_mask": spaces.Box(0, 1, (decisions,), np.int8),
+        }
+    )
+
+
+def _rows(space: spaces.Space[Any] | None, count: int) -> spaces.Box:
+    """`count` rows of a feature space, widened to hold the zeros of the padding."""
+    if not isinstance(space, spaces.Box):
+        return spaces.Box(0, 0, (count, 1), np.float32)
+    low = np.tile(np.minimum(space.low, 0), (count, 1)).astype(np.float32)
+    high = np.tile(np.maximum(space.high, 0), (count, 1)).astype(np.float32)
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def _padded_action_space(action: spaces.Box, decisions: int) -> spaces.Box:
+    padding = (0, decisions - _size(action))
+    low, high = (np.pad(bound, padding, mode="edge") for bound in (action.low, action.high))
+    return spaces.Box(low, high, dtype=action.dtype)  # type: ignore[arg-type]
+
+
+def _boxes(space: spaces.Space[Any]) -> list[tuple[str, spaces.Box]]:
+    assert isinstance(space, spaces.Dict)
+    return [(key, box) for key, box in space.spaces.items() if isinstance(box, spaces.Box)]
+
+
+def _size(action: spaces.Space[Any]) -> int:
+    assert action.shape is not None
+    return action.shape[0]

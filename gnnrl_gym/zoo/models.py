@@ -1,0 +1,147 @@
+"""Models by name: the digits network that ships with the package, CIFAR ResNets, all of torchvision's."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from gnnrl_gym.zoo.resnet import CifarResNet
+from gnnrl_gym.zoo.state_dicts import load_into, read_state_dict
+
+DIGITS = "digits-resnet"
+DIGITS_WEIGHTS = Path(__file__).parent / "weights" / "digits_resnet.pt"
+# Small enough to ship and to search in seconds, deep enough for blocks to repeat, narrow enough for
+# pruning to hurt.
+DIGITS_DEPTH, DIGITS_WIDTHS = 2, (8, 16, 32)
+RANDOM = "random"
+
+# Depth per stage: 6 * depth + 2 layers, as in He et al. 2016.
+_CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
+
+
+def model_names() -> list[str]:
+    """All names that ``load_model`` takes."""
+    return [DIGITS, *_CIFAR_DEPTHS, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def load_model(
+    name: str,
+    weights: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    *,
+    seed: int = 0,
+) -> nn.Module:
+    """Builds a network by name, in eval mode, on the CPU.
+
+    Args:
+        name: ``digits-resnet``, ``resnet20/32/44/56/110`` (for 32x32 images), or a torchvision model.
+        weights: a file with a state dict; the name of a torchvision weights entry, such as ``"DEFAULT"``
+            (torchvision downloads it); ``"random"``; or None, which means the shipped weights for
+            ``digits-resnet`` and random ones for all others.
+        num_classes: outputs of the last layer; None means 10, or 1000 for torchvision's.
+        seed: of random weights. The global random state is left alone, so that a name says it all.
+
+    Returns:
+        The network. Heads that only training uses (GoogLeNet, Inception) are left out, since no path to
+        the output shows what pruning would do to them.
+
+    Raises:
+        ValueError: for an unknown name or weights entry, or weights that don't fit the network.
+        FileNotFoundError: if the weights file is absent, or a download fails.
+    """
+    _check_name(name)
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if weights is None:
+        weights = DIGITS_WEIGHTS if name == DIGITS else RANDOM
+    if weights == RANDOM:
+        return _build(name, num_classes, seed).eval()
+    entry = _torchvision_entry(name, weights)
+    if entry is not None:
+        return _download(name, entry, num_classes).eval()
+    state = read_state_dict(weights)
+    model = _build(name, num_classes, seed)
+    load_into(model, state, repr(os.fspath(weights)))
+    return model.eval()
+
+
+def input_shape_for(name: str) -> tuple[int, int, int]:
+    """The shape (C, H, W) of one image that the named model is usually fed.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    _check_name(name)
+    if name == DIGITS:
+        return (1, 8, 8)
+    if name in _CIFAR_DEPTHS:
+        return (3, 32, 32)
+    return (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
+
+
+def _check_name(name: str) -> None:
+    names = model_names()
+    if name not in names:
+        near = difflib.get_close_matches(name.lower(), names, n=5, cutoff=0.5) or names[:8]
+        raise ValueError(f"no model is named {name!r}; near it: {', '.join(near)}")
+
+
+def _build(name: str, num_classes: int | None, seed: int) -> nn.Module:
+    """The named network with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == DIGITS:
+            return CifarResNet(DIGITS_DEPTH, num_classes or 10, DIGITS_WIDTHS, in_channels=1)
+        if name in _CIFAR_DEPTHS:
+            return CifarResNet(_CIFAR_DEPTHS[name], num_classes or 10)
+        options: dict[str, Any] = {"num_classes": num_classes or 1000}
+        if name in ("googlenet", "inception_v3"):
+            options |= {"aux_logits": False, "init_weights": True}
+        return torchvision.models.get_model(name, weights=None, **options)
+
+
+def _torchvision_entry(name: str, weights: str | os.PathLike[str]) -> Any | None:
+    """The torchvision weights entry that is meant, or None where ``weights`` is a file."""
+    text = os.fspath(weights)
+    if Path(text).exists() or Path(text).suffix or os.sep in text:
+        return None  # a path; should it be absent, reading it says so
+    if name == DIGITS or name in _CIFAR_DEPTHS:
+        raise ValueError(f"{name} has no weights entry {text!r}; pass a file with a state dict, or 'random'")
+    entries = torchvision.models.get_model_weights(name)
+    # Not `in entries`: aliases such as DEFAULT are members only by name.
+    if text not in entries.__members__:
+        raise ValueError(
+            f"{name} has no weights entry {text!r}, and there is no such file; "
+            f"the entries are {', '.join(entries.__members__)}"
+        )
+    return entries[text]
+
+
+def _download(name: str, entry: Any, num_classes: int | None) -> nn.Module:
+    classes = len(entry.meta["categories"])
+    if num_classes not in (None, classes):
+        raise ValueError(
+            f"weights {entry.name} of {name} are for {classes} classes, not {num_classes}; "
+            f"pass num_classes={classes}, or weights='random'"
+        )
+    try:
+        model = torchvision.models.get_model(name, weights=entry)
+    except OSError as error:  # urllib's errors are OSErrors
+        raise FileNotFoundError(
+            f"could not download {entry.url} ({error}); fetch it elsewhere and pass its path as weights"
+        ) from error
+    _drop_auxiliary_heads(model)
+    return model
+
+
+def _drop_auxiliary_heads(model: nn.Module) -> None:
+    for head in ("aux1", "aux2", "AuxLogits"):
+        if isinstance(getattr(model, head, None), nn.Module):
+            setattr(model, head, None)
+            model.aux_logits = False  # type: ignore[assignment]

@@ -1,0 +1,184 @@
+"""A split: images and labels that are handed out as normalised batches, from memory or from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+
+class ImageSource(Protocol):
+    """Images by index, as uint8 ``[n, C, H, W]``."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Tensor) -> Tensor:
+        """The images at ``indices`` (int64 ``[n]``)."""
+
+    def select(self, indices: Tensor) -> ImageSource:
+        """A source of only the images at ``indices``."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryImages:
+    """Images in one uint8 tensor ``[N, C, H, W]``."""
+
+    images: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+    def select(self, indices: Tensor) -> MemoryImages:
+        return MemoryImages(self.images[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Image files, each read when asked for: short side scaled to 8/7 of ``size``, centre square cut out.
+
+    8/7 is the usual 256 to 224.
+    """
+
+    paths: tuple[Path, ...]
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, self.size, self.size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: Tensor) -> Tensor:
+        if len(indices) == 0:
+            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        return torch.stack([self._read_one(self.paths[i]) for i in indices.tolist()])
+
+    def select(self, indices: Tensor) -> FileImages:
+        return FileImages(tuple(self.paths[i] for i in indices.tolist()), self.size)
+
+    def _read_one(self, path: Path) -> Tensor:
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"{str(path)!r} is not an image that can be read ({error})") from error
+        scale = self.size * 8 / 7 / min(image.size)
+        width, height = (max(self.size, round(side * scale)) for side in image.size)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        square = resized.crop((left, top, left + self.size, top + self.size))
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images.
+
+    Attributes:
+        images: where the images come from.
+        labels: int64 ``[N]``.
+        mean: of each channel, on the scale [0, 1]; taken off each image.
+        std: of each channel, on the same scale; each image is divided by it.
+
+    Raises:
+        ValueError: if images and labels differ in number, or there are none.
+    """
+
+    images: ImageSource
+    labels: Tensor
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
+        if len(self.labels) == 0:
+            raise ValueError("a split must hold at least one image")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised float32 ``[n, C, H, W]`` and labels int64 ``[n]``, at ``indices`` (int64 ``[n]``)."""
+        pixels = self.images.read(indices).float().div_(255)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return pixels.sub_(mean).div_(std), self.labels[indices]
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The whole split as one batch; float32 takes four times the memory of the images."""
+        return self.batch(torch.arange(len(self)))
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Goes through the split once, the last batch perhaps smaller.
+
+        Args:
+            batch_size: images in a batch, at least 1.
+            generator: a CPU generator that shuffles; without one the order is the stored one.
+
+        Raises:
+            ValueError: if ``batch_size`` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        shuffled = generator is not None
+        order = torch.randperm(len(self), generator=generator) if shuffled else torch.arange(len(self))
+        return (self.batch(indices) for indices in order.split(batch_size))
+
+    def select(self, indices: Tensor) -> Split:
+        """The split of only the images at ``indices`` (int64 ``[n]``), in that order."""
+        return Split(self.images.select(indices), self.labels[indices], self.mean, self.std)
+
+    def take(self, n: int, seed: int = 0) -> Split:
+        """The first ``n`` images of a seeded shuffle; the split itself where it holds no more than ``n``."""
+        if n >= len(self):
+            return self
+        return self.select(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n])
+
+
+def augment(x: Tensor, generator: torch.Generator, padding: int = 4, *, flip: bool = True) -> Tensor:
+    """Shifts each image at random, and mirrors every other one: the augmentation of He et al. 2016.
+
+    Args:
+        x: normalised images ``[n, C, H, W]``.
+        generator: source of the randomness, on any device.
+        padding: largest shift in pixels, each way; what comes in from outside is zero, the mean colour.
+        flip: whether to mirror left and right; not for digits.
+
+    Returns:
+        A new tensor of the same shape.
+    """
+    n, channels, height, width = x.shape
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (n, 1), generator=generator, device=generator.device).to(x.device)
+
+    rows = torch.arange(height, device=x.device) + draw(2 * padding + 1)
+    columns = torch.arange(width, device=x.device) + draw(2 * padding + 1)
+    if flip:
+        columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+    image = torch.arange(n, device=x.device).view(n, 1, 1, 1)
+    channel = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
+    padded = F.pad(x, (padding, padding, padding, padding))
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -1,0 +1,197 @@
+"""The multi-stage GNN: what it must not depend on, and what it must."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from toy_env import ToyGraphEnv
+
+from agents.gnn import MultiStageGNN, split_features
+from gnnrl_gym.wrappers import PadGraph
+
+Observations = dict[str, Tensor]
+LEVELS = pytest.mark.parametrize("levels", [1, 2, 5])
+
+
+def padded_env(levels: int, **toy: Any) -> PadGraph:
+    options = {"decisions": (2, 6), "others": (4, 12), **toy}
+    return PadGraph(ToyGraphEnv(levels, **options), max_nodes=40, max_edges=80, max_decisions=6)
+
+
+def batch_of(env: PadGraph, size: int) -> Observations:
+    """`size` different graphs, in double precision."""
+    graphs = [env.reset(seed=seed)[0] for seed in range(size)]
+    return {key: torch.as_tensor(np.stack([graph[key] for graph in graphs])).double() for key in graphs[0]}
+
+
+def extractor(env: PadGraph, hidden: int = 16) -> MultiStageGNN:
+    torch.manual_seed(0)
+    assert isinstance(env.observation_space, spaces.Dict)
+    return MultiStageGNN(env.observation_space, hidden=hidden, levels=env.levels).double()
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=1e-10)
+
+
+@LEVELS
+def test_shapes_and_split(levels: int) -> None:
+    env = padded_env(levels)
+    gnn, observations = extractor(env), batch_of(env, 7)
+    features = gnn(observations)
+    assert features.shape == (7, gnn.features_dim) == (7, 7 * 16)
+    decisions, pooled = gnn.split_features(features)
+    assert decisions.shape == (7, 6, 16) and pooled.shape == (7, 16)
+    assert torch.equal(torch.cat([decisions.flatten(1), pooled], 1), features)
+    assert torch.equal(split_features(features, 16)[1], pooled)
+    real = observations["decision_mask"].bool()
+    assert not decisions[~real].any()
+    assert (decisions[real].std(dim=0) > 1e-3).all()  # decision nodes are told apart
+
+
+@LEVELS
+def test_a_batch_of_different_graphs_equals_one_by_one(levels: int) -> None:
+    env = padded_env(levels)
+    gnn, observations = extractor(env), batch_of(env, 8)
+    assert len(observations["node_mask"].sum(1).unique()) > 2
+    single = [gnn({key: value[i : i + 1] for key, value in observations.items()}) for i in range(8)]
+    assert close(gnn(observations), torch.cat(single))
+
+
+@LEVELS
+def test_single_precision_agrees(levels: int) -> None:
+    env = padded_env(levels)
+    gnn, observations = extractor(env), batch_of(env, 8)
+    exact = gnn(observations)
+    single = gnn.float()({key: value.float() for key, value in observations.items()})
+    assert torch.allclose(exact.float(), single, atol=1e-5)
+
+
+@LEVELS
+def test_order_of_other_nodes_and_of_edges_does_not_matter(levels: int) -> None:
+    env = padded_env(levels)
+    gnn, observations = extractor(env), batch_of(env, 1)
+    decisions, nodes, edges = (
+        int(observations[mask].sum()) for mask in ("decision_mask", "node_mask", "edge_mask")
+    )
+    order = torch.arange(40)
+    order[decisions:nodes] = decisions + torch.randperm(nodes - decisions)
+    shuffled = torch.arange(80)
+    shuffled[:edges] = torch.randperm(edges)
+    permuted = dict(observations)
+    permuted["nodes"] = observations["nodes"][:, order]
+    permuted["edge_links"] = order.argsort()[observations["edge_links"].long()][:, shuffled].double()
+    permuted["edges"] = observations["edges"][:, shuffled]
+    assert not torch.equal(order, torch.arange(40))
+    assert close(gnn(observations), gnn(permuted))
+
+
+@LEVELS
+def test_permuting_decision_nodes_permutes_their_embeddings(levels: int) -> None:
+    env = padded_env(levels, decisions=(4, 4))
+    gnn, observations = extractor(env), batch_of(env, 1)
+    order = torch.arange(40)
+    order[:4] = torch.tensor([2, 0, 3, 1])
+    permuted = dict(observations)
+    permuted["nodes"] = observations["nodes"][:, order]
+    permuted["edge_links"] = order.argsort()[observations["edge_links"].long()].double()
+    decisions, pooled = gnn.split_features(gnn(observations))
+    moved, same = gnn.split_features(gnn(permuted))
+    assert close(moved[:, :4], decisions[:, order[:4]]) and close(pooled, same)
+
+
+@LEVELS
+@pytest.mark.parametrize("garbage", [7.0, float("nan")])
+def test_garbage_in_the_padding_changes_nothing(levels: int, garbage: float) -> None:
+    env = padded_env(levels)
+    gnn, observations = extractor(env), batch_of(env, 8)
+    dirty = {key: value.clone() for key, value in observations.items()}
+    dirty["nodes"][observations["node_mask"] == 0] = garbage
+    dirty["edges"][observations["edge_mask"] == 0] = garbage
+    dirty["edge_links"][observations["edge_mask"] == 0] = 3
+    assert torch.equal(gnn(observations), gnn(dirty))
+
+
+@LEVELS
+def test_gradient_reaches_every_parameter(levels: int) -> None:
+    env = padded_env(levels)
+    gnn = extractor(env)
+    features = gnn(batch_of(env, 8))
+    (features * torch.randn(features.shape, dtype=features.dtype)).sum().backward()
+    dead = [
+        name for name, weight in gnn.named_parameters() if weight.grad is None or not weight.grad.any()
+    ]
+    assert dead == []
+
+
+@LEVELS
+@pytest.mark.parametrize("key", ["nodes", "edges"])
+def test_every_real_entry_matters_to_its_own_graph_alone(levels: int, key: str) -> None:
+    env = padded_env(levels)
+    gnn, observations = extractor(env), batch_of(env, 4)
+    observations[key].requires_grad_(True)
+    gnn(observations)[1].square().sum().backward()
+    gradient = observations[key].grad
+    assert gradient is not None
+    real = observations["node_mask" if key == "nodes" else "edge_mask"].bool()
+    assert gradient[1].any() and not gradient[[0, 2, 3]].any() and not gradient[~real].any()
+
+
+def test_information_climbs_the_hierarchy_and_comes_back_down() -> None:
+    """An operation without edges to it but its parent chain is felt by the whole and by every decision."""
+    one_hot = np.eye(5)[[0, 0, 1, 2, 3, 4]]
+    nodes = np.column_stack([one_hot, np.linspace(-1, 1, 6), np.zeros((6, 2))]).astype(np.float32)
+    links = np.array([[2, 3], [3, 4], [4, 5], [3, 0]])  # operation, layer, block, network; layer to decision
+    env = padded_env(5)
+    env.reset(seed=0)
+    gnn = extractor(env)
+
+    def features(value: float) -> Tensor:
+        changed = nodes.copy()
+        changed[2, 5] = value
+        graph = env.pad(spaces.GraphInstance(changed, np.zeros((4, 2), np.float32), links))
+        return gnn({key: torch.as_tensor(array)[None].double() for key, array in graph.items()})
+
+    difference = (features(0.5) - features(-0.5)).unflatten(1, (-1, 16))[0]
+    assert difference[[0, 1, 6]].abs().amax(dim=1).min() > 1e-6
+
+
+def test_dataflow_has_a_direction() -> None:
+    env = padded_env(1)
+    gnn, observations = extractor(env), batch_of(env, 4)
+    reversed_ = {**observations, "edge_links": observations["edge_links"].flip(2)}
+    assert not torch.allclose(gnn(observations), gnn(reversed_), atol=1e-3)
+
+
+def test_both_ends_of_a_dataflow_edge_feel_each_other_and_nobody_else() -> None:
+    env = padded_env(1, decisions=(3, 3))
+    env.reset(seed=0)
+    links, edges = np.array([[0, 1]]), np.zeros((1, 2), np.float32)
+    graph = env.pad(spaces.GraphInstance(np.eye(3, dtype=np.float32), edges, links))
+    observations = {key: torch.as_tensor(array)[None].double() for key, array in graph.items()}
+    observations["nodes"].requires_grad_(True)
+    gnn = extractor(env)
+    decisions, _ = gnn.split_features(gnn(observations))
+    for node, felt in enumerate([[0, 1], [0, 1], [2]]):
+        total = decisions[0, node].square().sum()
+        (gradient,) = torch.autograd.grad(total, observations["nodes"], retain_graph=True)
+        assert gradient[0, :3].any(dim=1).nonzero().flatten().tolist() == felt
+
+
+@LEVELS
+@pytest.mark.parametrize("edge_features", [0, 2])
+def test_graphs_without_edges(levels: int, edge_features: int) -> None:
+    env = padded_env(levels, links=False, edge_features=edge_features)
+    assert extractor(env)(batch_of(env, 3)).isfinite().all()
+
+
+def test_no_parameter_depends_on_the_size_of_the_graph() -> None:
+    small, large = (
+        PadGraph(ToyGraphEnv(5), max_nodes=size, max_edges=size, max_decisions=size) for size in (60, 90)
+    )
+    extractor(large).load_state_dict(extractor(small).state_dict())

@@ -1,0 +1,176 @@
+"""PadGraph: nothing is lost, nothing is invented, and the agent libraries accept the result."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.spaces import GraphInstance
+from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.env_checker import check_env
+from toy_env import ToyGraphEnv
+
+from agents.sb3 import make_sb3_env
+from gnnrl_gym.wrappers import PadGraph
+
+SIZES = {"max_nodes": 40, "max_edges": 80, "max_decisions": 6}
+
+
+def unpad(observation: dict[str, Any]) -> GraphInstance:
+    nodes, edges = (observation[mask].astype(bool) for mask in ("node_mask", "edge_mask"))
+    return GraphInstance(
+        observation["nodes"][nodes], observation["edges"][edges], observation["edge_links"][edges]
+    )
+
+
+@pytest.mark.parametrize("levels", [1, 5])
+def test_padding_keeps_the_graph_and_its_order(levels: int) -> None:
+    toy = ToyGraphEnv(levels, decisions=(2, 6))
+    env = PadGraph(toy, **SIZES)
+    for seed in range(5):
+        observation, _ = env.reset(seed=seed)
+        assert env.observation_space.contains(observation)
+        for real, kept in zip(toy.graph, unpad(observation), strict=True):
+            np.testing.assert_array_equal(real, kept)
+        assert observation["node_mask"].sum() == len(list(toy.graph.nodes))
+        assert observation["decision_mask"].sum() == len(toy.target)
+        for key in ("nodes", "edges", "edge_links"):
+            mask = observation["node_mask" if key == "nodes" else "edge_mask"].astype(bool)
+            assert not observation[key][~mask].any()
+
+
+def test_padding_components_of_an_action_are_cut_off() -> None:
+    toy = ToyGraphEnv(decisions=(2, 6))
+    env = PadGraph(toy, **SIZES)
+    assert env.action_space == spaces.Box(0, 1, (6,), np.float32)
+    counts = set()
+    for seed in range(10):
+        env.reset(seed=seed)
+        action = np.full(6, 99, np.float32)
+        action[: len(toy.target)] = toy.target
+        assert env.step(action)[1] == pytest.approx(0, abs=1e-6)
+        counts.add(len(toy.target))
+    assert len(counts) > 1  # it did follow a changing number of decision nodes
+
+
+def test_action_bounds_are_those_of_the_inner_environment() -> None:
+    toy = ToyGraphEnv()
+    toy.action_space = spaces.Box(np.array([-3, 0, 1], np.float32), np.array([3, 2, 4], np.float32))
+    space = PadGraph(toy, **SIZES).action_space
+    assert isinstance(space, spaces.Box)
+    np.testing.assert_array_equal(space.low, [-3, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(space.high, [3, 2, 4, 4, 4, 4])
+
+
+@pytest.mark.parametrize("name", ["nodes", "edges", "decisions"])
+def test_too_large_a_graph_names_sizes_and_argument(name: str) -> None:
+    toy = ToyGraphEnv(decisions=(3, 3), others=(9, 9))
+    size = {"nodes": 12, "edges": 12, "decisions": 3}[name]
+    sizes = {**SIZES, f"max_{name}": size - 1}
+    with pytest.raises(ValueError, match=f"{size} {name}.*max_{name}={size - 1}.*raise max_{name} to"):
+        PadGraph(toy, **sizes).reset(seed=0)
+    PadGraph(toy, **{**SIZES, f"max_{name}": size}).reset(seed=0)
+
+
+def test_maxima_come_from_the_environment_or_from_one_graph() -> None:
+    measured = PadGraph(ToyGraphEnv(others=(4, 4)))
+    assert (measured.max_nodes, measured.max_edges, measured.max_decisions) == (7, 7, 3)
+    declared = ToyGraphEnv(others=(4, 4))
+    declared.max_nodes, declared.max_edges = 11, 13  # type: ignore[attr-defined]
+    env = PadGraph(declared)
+    assert (env.max_nodes, env.max_edges, env.max_decisions) == (11, 13, 3)
+    assert PadGraph(declared, max_nodes=20).max_nodes == 20
+
+
+@pytest.mark.parametrize("features, links", [(0, True), (0, False), (2, False)])
+def test_graphs_without_edges_or_edge_features(features: int, links: bool) -> None:
+    env = PadGraph(ToyGraphEnv(others=(4, 4), edge_features=features, links=links))
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert observation["edges"].shape == (env.max_edges, max(features, 1))
+    assert observation["edge_mask"].any() == links
+
+
+def test_edge_links_may_be_none() -> None:
+    env = PadGraph(ToyGraphEnv(), **SIZES)
+    padded = env.pad(GraphInstance(np.ones((4, 3), np.float32), None, None))
+    assert env.observation_space.contains(padded) and not padded["edge_mask"].any()
+
+
+@pytest.mark.parametrize(
+    "observation, action",
+    [
+        (spaces.Box(0, 1, (3,)), spaces.Box(0, 1, (3,))),
+        (spaces.Graph(spaces.Discrete(3), None), spaces.Box(0, 1, (3,))),
+        (spaces.Graph(spaces.Box(0, 1, (3,)), spaces.Discrete(3)), spaces.Box(0, 1, (3,))),
+        (spaces.Graph(spaces.Box(0, 1, (3,)), None), spaces.Discrete(3)),
+    ],
+)
+def test_other_spaces_are_refused(observation: spaces.Space[Any], action: spaces.Space[Any]) -> None:
+    toy = ToyGraphEnv()
+    toy.observation_space, toy.action_space = observation, action  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="PadGraph needs"):
+        PadGraph(toy)
+
+
+@pytest.mark.parametrize("levels", [1, 5])
+def test_stable_baselines3_accepts_it(levels: int) -> None:
+    env = make_sb3_env(ToyGraphEnv(levels, decisions=(2, 6)), **SIZES)
+    assert env.action_space == spaces.Box(-1, 1, (6,), np.float32)
+    assert env.get_wrapper_attr("levels") == levels
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # A table of nodes is neither an image nor a vector, and only our own extractor reads it.
+        warnings.filterwarnings("ignore", message=".*unconventional shape")
+        check_env(env)
+
+
+def test_rescaled_actions_reach_the_environment_as_ratios() -> None:
+    toy = ToyGraphEnv()
+    env = make_sb3_env(toy, **SIZES)
+    env.reset(seed=0)
+    assert env.step(np.pad(2 * toy.target.astype(np.float32) - 1, (0, 3)))[1] == pytest.approx(0, abs=1e-6)
+
+
+def test_links_survive_the_float_rollout_buffer() -> None:
+    env = PadGraph(ToyGraphEnv(), max_nodes=100_000, max_edges=4)
+    links = np.array([[99_999, 99_998], [65_537, 12_345]])
+    padded = env.pad(GraphInstance(np.zeros((100_000, 3), np.float32), np.zeros((2, 2)), links))
+    assert isinstance(env.observation_space, spaces.Dict)
+    space = spaces.Dict({"edge_links": env.observation_space["edge_links"]})
+    buffer = DictRolloutBuffer(1, space, env.action_space)
+    buffer.observations["edge_links"][0] = padded["edge_links"]
+    np.testing.assert_array_equal(buffer.observations["edge_links"][0, 0, :2].astype(int), links)
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    gym.register("ToyGraph-v0", "toy_env:ToyGraphEnv")
+    yield
+    gym.registry.pop("ToyGraph-v0")
+
+
+def test_copies_have_the_same_spaces() -> None:
+    # The maxima come from one graph of a random size, so a rebuilt environment must not look again.
+    env: gym.Env[Any, Any] = PadGraph(gym.make("ToyGraph-v0", others=(500, 1000)), max_edges=2000)
+    for other in (pickle.loads(pickle.dumps(env)), rebuild(env)):
+        assert other.observation_space == env.observation_space
+        assert other.action_space == env.action_space
+
+
+def test_copies_give_the_same_observations() -> None:
+    env: gym.Env[Any, Any] = PadGraph(gym.make("ToyGraph-v0", levels=5), **SIZES)
+    for other in (pickle.loads(pickle.dumps(env)), rebuild(env)):
+        for key, value in env.reset(seed=3)[0].items():
+            np.testing.assert_array_equal(value, other.reset(seed=3)[0][key])
+
+
+def rebuild(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    assert env.spec is not None
+    return gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
