@@ -87,8 +87,8 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         landing: str = "exact",
         max_steps: int = 5,
         floor: float = 0.1,
-        search_images: int = 2000,
-        recalibration_images: int = 512,
+        search_images: int = 1000,
+        recalibration_images: int = 256,
         device: str = "auto",
         render_mode: str | None = None,
     ) -> None:
