@@ -82,15 +82,19 @@ def _bn_scale(model: nn.Module, groups: ChannelGroups) -> Floats:
 
 
 def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
-    was_training, parameters = model.training, [w for w, _, _ in _owned(model, groups)]
+    """A unit goes when all its readers lose it: the sum of weight times gradient over them is the first-order change
+    of the loss; its square is averaged over mini-batches."""
+    readers = [(w, owner) for w, dim, owner in _owned(model, groups) if dim == 1]
+    was_training = model.training
     model.eval()
-    with torch.enable_grad():
-        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    scores = np.zeros(len(groups.group_of))
+    for images, labels in zip(batch[0].split(32), batch[1].split(32), strict=True):
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(model(images), labels)
+            gradients = torch.autograd.grad(loss, [w for w, _ in readers])
+        change = np.zeros(len(scores))
+        for (weight, owner), gradient in zip(readers, gradients, strict=True):
+            change += _spread(groups, owner, (weight * gradient).transpose(0, 1).flatten(1).sum(1))
+        scores += change**2
     model.train(was_training)
-    change = np.zeros(len(groups.group_of))
-    for (weight, dim, owner), gradient in zip(_owned(model, groups), gradients, strict=True):
-        if gradient is not None:
-            product = (weight * gradient).transpose(0, dim).flatten(1).sum(1)
-            change += _spread(groups, owner, product)
-    return change**2
+    return scores
