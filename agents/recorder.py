@@ -8,9 +8,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from gnnrl_gym.graph.groups import Ints
+
+
+LOG = "evaluations.jsonl"
 
 
 class EvaluationsExhausted(Exception):
@@ -23,7 +27,7 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
     Args:
         env: a pruning environment (`info` has widths, evaluations, search_accuracy, is_success).
         evaluations: how many the search may spend.
-        log: a file that gets one JSON line per evaluation, or None.
+        folder: gets `evaluations.jsonl`, a line per evaluation, and TensorBoard curves; or None.
         progress: show a bar with the best accuracy so far.
 
     Attributes:
@@ -32,10 +36,12 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(
-        self, env: gym.Env[Any, Any], evaluations: int, log: Path | None = None, progress: bool = False
+        self, env: gym.Env[Any, Any], evaluations: int, folder: Path | None = None, progress: bool = False
     ) -> None:
         super().__init__(env)
-        self.limit, self.log = evaluations, log
+        self.limit = evaluations
+        self._log = folder / LOG if folder else None
+        self._curves = SummaryWriter(str(folder / "tensorboard")) if folder else None
         self.best: Ints | None = None
         self.best_accuracy = -1.0
         self.accuracies: list[float] = []
@@ -73,13 +79,21 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         self.accuracies.append(accuracy)
         if info["is_success"] and accuracy > self.best_accuracy:
             self.best, self.best_accuracy = np.array(info["widths"]), accuracy
-        if self.log is not None:
-            line = {"evaluation": self.spent, "search_accuracy": accuracy, "widths": info["widths"].tolist()}
-            with self.log.open("a") as file:
-                file.write(json.dumps(line | {"macs_ratio": info["macs_ratio"]}) + "\n")
+        self._write(accuracy, info)
         self._bar.update()
         self._bar.set_postfix_str(f"best search accuracy {100 * self.best_accuracy:.2f} %")
+
+    def _write(self, accuracy: float, info: dict[str, Any]) -> None:
+        if self._log is None or self._curves is None:
+            return
+        line = {"evaluation": self.spent, "search_accuracy": accuracy, "macs_ratio": info["macs_ratio"]}
+        with self._log.open("a") as file:
+            file.write(json.dumps(line | {"widths": info["widths"].tolist()}) + "\n")
+        self._curves.add_scalar("search/accuracy", accuracy, self.spent)
+        self._curves.add_scalar("search/best accuracy", self.best_accuracy, self.spent)
 
     def close(self) -> None:
         """End the bar. The environment is the caller's: it stays open."""
         self._bar.close()
+        if self._curves is not None:
+            self._curves.close()

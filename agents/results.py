@@ -19,7 +19,7 @@ from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.models import input_shape_for
 
-RESULT, WEIGHTS, LOG = "result.json", "pruned.pt", "evaluations.jsonl"
+RESULT, WEIGHTS = "result.json", "pruned.pt"
 
 
 @dataclass
@@ -99,11 +99,12 @@ class SearchResult:
 
     def pruned(self, model: nn.Module | None = None) -> nn.Module:
         """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""
-        slim = self.network(model).slimmer.slim(self._kept())
+        slim = self.network(model).slimmer.slim(self.kept())
         slim.load_state_dict(self._saved()["state_dict"])
         return slim.eval()
 
-    def _kept(self) -> Any:
+    def kept(self) -> Any:
+        """Which units the pruned network of the run has, bool [U]."""
         return self._saved()["kept"].numpy()
 
     def _saved(self) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class SearchResult:
 
     def save_pruned(self, folder: Path, slim: nn.Module, kept: Any) -> None:
         """Write the pruned network: its state dict, and which units it kept (bool [U])."""
-        state = {"kept": torch.as_tensor(kept), "state_dict": {k: v.cpu() for k, v in slim.state_dict().items()}}
+        state = {"kept": torch.from_numpy(kept), "state_dict": {k: v.cpu() for k, v in slim.state_dict().items()}}
         write_atomic(folder / WEIGHTS, lambda file: torch.save(state, file))
 
 

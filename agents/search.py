@@ -12,7 +12,7 @@ import gymnasium as gym
 from torch import nn
 
 from agents.recorder import PlanRecorder
-from agents.results import LOG, SearchResult
+from agents.results import SearchResult
 from agents.searchers import SEARCHERS, EvaluationsExhausted
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -49,7 +49,7 @@ def search(
     """
     prune = _checked(env, method, evaluations)
     folder = _new_folder(out)
-    recorder = PlanRecorder(env, evaluations, folder / LOG if folder else None, progress)
+    recorder = PlanRecorder(env, evaluations, folder, progress)
     start, interrupted = time.perf_counter(), False
     try:
         with contextlib.suppress(EvaluationsExhausted):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,23 @@ Searcher = Callable[[PlanRecorder, int, "Path | None"], Any]
 def uniform(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) -> None:
     """The control: every group gives up the same share. One plan, one evaluation."""
     shape = recorder.action_space.shape
-    run_episode(recorder, iter(lambda: np.ones(shape, np.float32), None))
+    run_episode(recorder, lambda: np.ones(shape, np.float32))
 
 
 def random(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) -> None:
     """The control: independent ratios from the whole action space."""
     recorder.action_space.seed(seed)
     while not recorder.exhausted:
-        run_episode(recorder, iter(recorder.action_space.sample, None))
+        run_episode(recorder, recorder.action_space.sample)
 
 
-def run_episode(recorder: PlanRecorder, actions: Iterator[Any]) -> dict[str, Any]:
-    """One episode with the given actions; its last info."""
-    _, info = recorder.reset()
-    for action in actions:
-        _, _, terminated, truncated, info = recorder.step(action)
+def run_episode(recorder: PlanRecorder, next_action: Callable[[], Any]) -> dict[str, Any]:
+    """One episode, an action at a time; its last info."""
+    recorder.reset()
+    while True:
+        _, _, terminated, truncated, info = recorder.step(next_action())
         if terminated or truncated:
-            break
-    return info
+            return dict(info)
 
 
 SEARCHERS: dict[str, Searcher] = {"ppo": ppo, "uniform": uniform, "random": random}

@@ -115,8 +115,13 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     def _prunable(self, module: nn.Module, importance: str, images: int) -> PrunableNetwork:
         x, y = self.data.train.take(images, seed=1).tensors()
         x, y = x.to(self.device), y.to(self.device)
-        with torch.no_grad():
-            outputs = module.eval()(x[:1])
+        try:
+            with torch.no_grad():
+                outputs = module.eval()(x[:1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"The network does not take the images of {self.data.name!r}, shape {self.data.input_shape}: {error}"
+            ) from error
         if outputs.ndim != 2 or outputs.shape[1] != self.data.num_classes:
             raise ValueError(
                 f"The network answers with shape {tuple(outputs.shape)}, but {self.data.name!r} has "

@@ -1,0 +1,128 @@
+"""The command line: `gnnrl search | finetune | evaluate`, and the commands that other packages add."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Optional
+
+import gymnasium as gym
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import gnnrl_gym  # noqa: F401  (registers the environments)
+from agents.refine import evaluate_run, finetune_run
+from agents.results import SearchResult
+from agents.search import search as run_search
+from agents.searchers import SEARCHERS
+from gnnrl_gym.envs.prune import METRICS
+from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.pruning.importance import IMPORTANCES
+from gnnrl_gym.zoo.models import DIGITS
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Prune neural networks by searching on their graph.")
+console = Console()
+
+Run = Annotated[Path, typer.Argument(help="Run folder that `gnnrl search` wrote.")]
+Device = Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")]
+
+
+@app.command()
+def search(
+    model: Annotated[str, typer.Option(help="Model name: digits-resnet, resnet20/32/44/56/110, any of torchvision's.")] = DIGITS,
+    weights: Annotated[Optional[str], typer.Option(help="State-dict file, or a torchvision weights name.")] = None,
+    data: Annotated[Optional[str], typer.Option(help="Data name, .npz file or image folder. [default: digits]")] = None,
+    budget: Annotated[float, typer.Option(help="Share of the dense cost that the pruned network may have.")] = 0.5,
+    metric: Annotated[str, typer.Option(help=f"What the budget counts: {', '.join(METRICS)}.")] = "macs",
+    importance: Annotated[str, typer.Option(help=f"What orders the channels: {', '.join(IMPORTANCES)}.")] = "l2",
+    method: Annotated[str, typer.Option(help=f"Searcher: {', '.join(SEARCHERS)}.")] = "ppo",
+    evaluations: Annotated[int, typer.Option(help="Candidate plans that may be scored.")] = 400,
+    search_images: Annotated[int, typer.Option(help="Images of the search split that score a plan.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal searches.")] = 0,
+    device: Device = "auto",
+    out: Annotated[Optional[Path], typer.Option(help="Run folder. [default: runs/MODEL-METHOD-TIME]")] = None,
+    finetune: Annotated[int, typer.Option(help="Epochs of fine-tuning afterwards; 0 for none.")] = 10,
+) -> None:  # fmt: skip
+    """Search for the best pruned network within a budget, fine-tune it, report it. Ctrl-C keeps the best so far."""
+    if data is None and model != DIGITS:
+        raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
+    if weights is None and model != DIGITS:
+        console.print(f"[yellow]No --weights: {model} is pruned with random weights, which says little.[/]")
+    folder = out or Path("runs") / f"{model}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    env = gym.make(
+        "GNNRL-Prune-v0", model=model, data=data or "digits", weights=weights, budget=budget, metric=metric,
+        importance=importance, search_images=search_images, device=device,
+    )  # fmt: skip
+    groups = len(env.unwrapped.network.widths)  # type: ignore[attr-defined]
+    console.print(f"{model}: {groups} channel groups, budget {budget:g} of {metric}, {evaluations} evaluations")
+    result = run_search(env, method, evaluations, seed, folder, progress=True)
+    if finetune and not result.interrupted:
+        result = finetune_run(folder, finetune, device=device, seed=seed)
+    _show(result)
+
+
+@app.command()
+def finetune(
+    run: Run,
+    epochs: Annotated[int, typer.Option(help="Passes over the train split; the last one counts.")] = 30,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 0.02,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Device = "auto",
+) -> None:
+    """Train the pruned network of a run further."""
+    _show(finetune_run(run, epochs, learning_rate, device, seed))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    device: Device = "auto",
+    batch: Annotated[int, typer.Option(help="Images per forward when latency is measured.")] = 1,
+) -> None:
+    """Reload a run: its accuracy, MACs and parameters again, and its measured latency beside the dense network's."""
+    again = evaluate_run(run, device, batch)
+    table = Table("", "dense", "pruned", "ratio")
+    table.add_row("test accuracy", f"{again.dense_accuracy:.2%}", f"{again.accuracy:.2%}", "")
+    for name, dense, pruned in (("MACs", *again.macs), ("parameters", *again.params)):
+        table.add_row(name, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.1%}")
+    dense_ms, pruned_ms = (1000 * seconds for seconds in again.latency)
+    table.add_row(f"latency, batch {batch}", f"{dense_ms:.2f} ms", f"{pruned_ms:.2f} ms", f"{pruned_ms / dense_ms:.1%}")
+    console.print(table)
+    console.print(f"accuracy {again.accuracy!r}, in the record {again.recorded_accuracy!r}")
+
+
+def _show(result: SearchResult) -> None:
+    table = Table("", "dense", "pruned")
+    table.add_row("MACs", "100 %", f"{result.macs_ratio:.1%}")
+    table.add_row("parameters", "100 %", f"{result.params_ratio:.1%}")
+    table.add_row("search accuracy", "", f"{result.search_accuracy:.2%}")
+    table.add_row("test accuracy", f"{result.dense_test_accuracy:.2%}", f"{result.test_accuracy:.2%}")
+    if result.finetuned_accuracy is not None:
+        epochs = f"after {result.finetune_epochs} epochs of fine-tuning"
+        table.add_row(epochs, "", f"{result.finetuned_accuracy:.2%}")
+    console.print(table)
+    console.print(f"run folder: {result.out}")
+
+
+def _add_foreign_commands() -> None:
+    """Commands that installed packages bring (`gnnrl bench` is the benchmark suite's): this room knows none of them."""
+    for entry in entry_points(group="gnnrl.commands"):
+        app.command(entry.name)(entry.load())
+
+
+def main() -> None:
+    """Entry point. What the user can mend is said in a sentence, without a traceback."""
+    # SB3 advises the CPU for policies without images; ours is a GNN, and --device says where it runs
+    warnings.filterwarnings("ignore", message=".*primarily intended to run on the CPU.*")
+    _add_foreign_commands()
+    try:
+        app()
+    except (ValueError, FileNotFoundError, FileExistsError, UnsupportedOperation) as error:
+        Console(stderr=True).print(f"[red]Error:[/] {error}", highlight=False, markup=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,93 @@
+"""What happens to a run afterwards: fine-tuning, and checking it again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from agents.results import SearchResult
+from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
+from gnnrl_gym.evaluation.finetuning import finetune
+from gnnrl_gym.evaluation.latency import measure_latency
+from gnnrl_gym.zoo import DataSplits, load_data
+
+
+def finetune_run(
+    run: str | os.PathLike[str],
+    epochs: int,
+    learning_rate: float = 0.02,
+    device: str = "auto",
+    seed: int = 0,
+    model: nn.Module | None = None,
+    data: DataSplits | None = None,
+) -> SearchResult:
+    """Fine-tune the pruned network of a run folder; the record gets `finetuned_accuracy`, measured on the test split
+    once, after the last epoch. Interrupted, it leaves the folder as it was.
+
+    Args:
+        model, data: needed where the search was given objects instead of names.
+
+    Raises:
+        ValueError: `epochs` is below 1.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    result = SearchResult.load(run)
+    place, splits = resolve_device(device), data or load_data(result.data)
+    slim, kept = result.pruned(model), result.kept()
+    with tqdm(total=epochs, unit="epoch", desc="fine-tuning", disable=None) as bar:
+
+        def show(epoch: int, loss: float) -> None:
+            bar.update()
+            bar.set_postfix_str(f"training loss {loss:.3f}")
+
+        finetune(slim, splits, epochs, learning_rate, seed, place, show)
+    result.finetuned_accuracy = accuracy(slim, splits.test, place)
+    result.finetune_epochs = (result.finetune_epochs or 0) + epochs
+    result.save_pruned(Path(run), slim, kept)
+    result.save(Path(run))
+    return result
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run measured again; pairs are (dense, pruned). Accuracies are shares, latencies seconds per forward."""
+
+    accuracy: float
+    recorded_accuracy: float
+    dense_accuracy: float
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    latency: tuple[float, float]
+
+
+def evaluate_run(
+    run: str | os.PathLike[str],
+    device: str = "auto",
+    batch: int = 1,
+    model: nn.Module | None = None,
+    data: DataSplits | None = None,
+) -> Evaluation:
+    """Rebuild the pruned network of a run folder from its plan and weights, and measure it on the test split."""
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}.")
+    result = SearchResult.load(run)
+    place, splits = resolve_device(device), data or load_data(result.data)
+    network, slim = result.network(model), result.pruned(model)
+    dense = network.model
+    pruned_accuracy, dense_accuracy = accuracy(slim, splits.test, place), accuracy(dense, splits.test, place)
+    images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)
+    dense_latency, pruned_latency = measure_latency([dense, slim], images)
+    return Evaluation(
+        accuracy=pruned_accuracy,
+        recorded_accuracy=result.test_accuracy if result.finetuned_accuracy is None else result.finetuned_accuracy,
+        dense_accuracy=dense_accuracy,
+        macs=(network.macs(network.widths), network.macs(result.widths)),
+        params=(network.params(network.widths), sum(p.numel() for p in slim.parameters())),
+        latency=(dense_latency, pruned_latency),
+    )
