@@ -7,7 +7,7 @@ import time
 import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import gymnasium as gym
 import typer
@@ -34,8 +34,8 @@ Device = Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu
 @app.command()
 def search(
     model: Annotated[str, typer.Option(help="Model name: digits-resnet, resnet20/32/44/56/110, any of torchvision's.")] = DIGITS,
-    weights: Annotated[Optional[str], typer.Option(help="State-dict file, or a torchvision weights name.")] = None,
-    data: Annotated[Optional[str], typer.Option(help="Data name, .npz file or image folder. [default: digits]")] = None,
+    weights: Annotated[str | None, typer.Option(help="State-dict file, or a torchvision weights name.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data name, .npz file or image folder. [default: digits]")] = None,
     budget: Annotated[float, typer.Option(help="Share of the dense cost that the pruned network may have.")] = 0.5,
     metric: Annotated[str, typer.Option(help=f"What the budget counts: {', '.join(METRICS)}.")] = "macs",
     importance: Annotated[str, typer.Option(help=f"What orders the channels: {', '.join(IMPORTANCES)}.")] = "l2",
@@ -44,7 +44,7 @@ def search(
     search_images: Annotated[int, typer.Option(help="Images of the search split that score a plan.")] = 1000,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal searches.")] = 0,
     device: Device = "auto",
-    out: Annotated[Optional[Path], typer.Option(help="Run folder. [default: runs/MODEL-METHOD-TIME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/MODEL-METHOD-TIME]")] = None,
     finetune: Annotated[int, typer.Option(help="Epochs of fine-tuning afterwards; 0 for none.")] = 10,
 ) -> None:  # fmt: skip
     """Search for the best pruned network within a budget, fine-tune it, report it. Ctrl-C keeps the best so far."""

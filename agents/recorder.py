@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from gnnrl_gym.graph.groups import Ints
 
-
 LOG = "evaluations.jsonl"
 
 

@@ -109,6 +109,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
             self.network, self.data.train, self.data.search.take(search_images), recalibration_images, self.device
         )
         self.evaluations = 0
+        self._steps: int | None = None  # None: no episode is running
         self._spaces()
         self._restart()
 
@@ -216,7 +217,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self.widths = self.network.widths.copy()
         self._share = np.ones(len(self.widths))
         self._accuracy = float("nan")
-        self._steps: int | None = None  # None: no episode is running
+        self._steps = None
 
     def _checked(self, action: Any) -> np.ndarray:
         if self._steps is None:

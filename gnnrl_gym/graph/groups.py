@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-import torch
 from torch import Tensor, fx
 
 from gnnrl_gym.graph.channels import FROZEN, Channels, Key, along, compress, constant, first, varying

@@ -55,7 +55,7 @@ def _spread(groups: ChannelGroups, owner: Ints, values: Tensor) -> Floats:
     """Sum of `values` [size] over the indices that each unit owns, [U]."""
     owned = owner >= 0
     weights = values.detach().double().cpu().numpy()[owned]
-    return np.bincount(owner[owned], weights, minlength=len(groups.group_of))
+    return np.bincount(owner[owned], weights, minlength=len(groups.group_of)).astype(np.float64)
 
 
 def _norm(model: nn.Module, groups: ChannelGroups, power: int) -> Floats:

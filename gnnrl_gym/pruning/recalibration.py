@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
 BATCH = 64  # enough for statistics, and small networks' activations stay in the cache: half the time of 512 at once
 
 

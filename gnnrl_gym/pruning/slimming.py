@@ -129,7 +129,9 @@ def edit_literals(model: nn.Module, trace: Trace, channels: Channels, groups: Ch
         home = literal_home(model, path)
         if home == "attribute":
             front, back = _padding(nodes[0], groups, kept)
-            model.get_submodule(path).set_channel_padding(front, back)
+            holder = model.get_submodule(path)
+            assert isinstance(holder, HoldsChannelPadding)
+            holder.set_channel_padding(front, back)
         elif home == "traced":
             model.set_submodule(path, _traced_module(trace, path, nodes, groups, kept))
 
