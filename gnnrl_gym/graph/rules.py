@@ -74,8 +74,8 @@ def batch_norm(c: Channels, node: fx.Node, x: Any, *weights: Any, **_: Any) -> A
 @rule(
     "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu",
     "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus", "tanh", "clamp", "pow", "sqrt", "exp",
-    "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy", "zeros_like",
-    "ones_like",
+    "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
+    "zeros_like", "ones_like",
 )  # fmt: skip
 def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""
@@ -120,7 +120,7 @@ def _bind_broadcast(c: Channels, weight: Weight, ids: Tensor) -> bool:
 def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
     """Mixes positions, never channels."""
     shape = shape_of(node)
-    moved = [d for d in range(2, x.dim())]
+    moved = list(range(2, x.dim()))
     return _resize(x, moved, shape) if not set(moved) & set(varying(x)) else NotImplemented
 
 

@@ -1,0 +1,46 @@
+"""`gnnrl bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.registry import RESULTS, Options, benchmarks
+from benchmarks.tables import rebuild
+
+PAGES = ("README.md", "docs")
+
+
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; none lists them.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    model: Annotated[str | None, typer.Option(help="Only this network.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Its weights, for searches.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data name, .npz file or image folder, for searches.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds per searcher.")] = 3,
+    evaluations: Annotated[int, typer.Option(help="Evaluations per search.")] = 400,
+    budget: Annotated[float, typer.Option(help="Share of the dense MACs.")] = 0.5,
+    workers: Annotated[int, typer.Option(help="Searches side by side, one thread each.")] = 1,
+    runs: Annotated[Path, typer.Option(help="Run folders of searches; finished ones are kept.")] = Path("runs/bench"),
+    out: Annotated[Path, typer.Option(help="Folder of the JSON records.")] = RESULTS,
+    tables: Annotated[bool, typer.Option(help="Rebuild the tables of README.md and docs/ from the records.")] = False,
+) -> None:
+    """Run benchmarks, each of which writes one JSON record; or list them."""
+    known = benchmarks()
+    if unknown := [name for name in names or [] if name not in known]:
+        raise ValueError(f"Unknown benchmark {unknown[0]!r}: choose from {', '.join(known)}.")
+    options = Options(seed, model, weights, data, seeds, evaluations, budget, workers, runs)
+    for name in names or []:
+        typer.echo(f"{name}: {known[name].measure(options, out)}")
+    if tables:
+        for page in (path for place in PAGES for path in _pages(Path(place))):
+            typer.echo(f"{page}: {rebuild(page)} tables")
+    if not names and not tables:
+        for benchmark in known.values():
+            typer.echo(f"{benchmark.name:<24} {benchmark.summary}")
+
+
+def _pages(place: Path) -> list[Path]:
+    return sorted(place.glob("*.md")) if place.is_dir() else [place] if place.is_file() else []

@@ -1,0 +1,87 @@
+"""Benchmarks by name, and the JSON record each one writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from agents.results import machine, versions, write_atomic
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a benchmark may be told on the command line.
+
+    Attributes:
+        seed: of everything random.
+        model, weights, data: for benchmarks on real networks; None where the benchmark chooses.
+        seeds, evaluations, budget: of searches.
+        workers: processes, each with one thread.
+        runs: folder for the run folders of searches, from which an interrupted benchmark resumes.
+    """
+
+    seed: int = 0
+    model: str | None = None
+    weights: str | None = None
+    data: str | None = None
+    seeds: int = 3
+    evaluations: int = 400
+    budget: float = 0.5
+    workers: int = 1
+    runs: Path = Path("runs/bench")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A named measurement.
+
+    Attributes:
+        name: on the command line and in front of the JSON's name.
+        run: makes the figures, JSON-able, under any keys.
+        table: Markdown of a record.
+        variant: what is appended to the name of the JSON (a model, say), so that variants stand side by side.
+    """
+
+    name: str
+    summary: str
+    run: Callable[[Options], dict[str, Any]]
+    table: Callable[[dict[str, Any]], str]
+    variant: Callable[[Options], str] = lambda options: ""
+
+    def measure(self, options: Options, folder: Path = RESULTS) -> Path:
+        """Run it and write `NAME[-VARIANT].json` with seed, versions and machine."""
+        start = time.perf_counter()
+        figures = self.run(options)
+        record = {
+            "benchmark": self.name,
+            "seed": options.seed,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - start, 1),
+            "machine": machine(),
+            "versions": versions(),
+            **figures,
+        }
+        path = folder / f"{'-'.join(filter(None, (self.name, self.variant(options))))}.json"
+        write_atomic(path, lambda file: file.write(json.dumps(record, indent=1).encode() + b"\n"))
+        return path
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right."""
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def benchmarks() -> dict[str, Benchmark]:
+    """All benchmarks by name."""
+    from benchmarks import environment_throughput, search_comparison, slimming_exactness
+
+    found = [slimming_exactness.BENCHMARK, environment_throughput.BENCHMARK, search_comparison.BENCHMARK]
+    return {benchmark.name: benchmark for benchmark in found}

@@ -1,0 +1,106 @@
+"""Searchers at equal real cost and equal evaluations, over several seeds."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from agents.recorder import LOG
+from agents.results import RESULT, SearchResult
+from agents.search import search
+from benchmarks.registry import Benchmark, Options, markdown_table
+from gnnrl_gym.zoo.models import DIGITS
+
+METHODS = ("uniform", "random", "ppo")
+CURVE = (1, 25, 50, 100, 200, 400)
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Every method and seed is a run folder; those that are finished are not run again."""
+    model = options.model or DIGITS
+    base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
+    jobs = [(method, seed) for method in METHODS for seed in _seeds(method, options)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, mp_context=context, initializer=_one_thread) as pool:
+        pending = [pool.submit(_search, options, model, method, seed, base) for method, seed in jobs]
+        for done in tqdm(as_completed(pending), total=len(pending), unit="search", disable=None):
+            done.result()
+    rows = [_row(base / f"{method}-{seed}") for method, seed in jobs]
+    return {
+        "model": model,
+        "budget": options.budget,
+        "evaluations": options.evaluations,
+        "threads_per_search": 1,
+        "rows": rows,
+    }
+
+
+def _seeds(method: str, options: Options) -> range:
+    """Uniform is one plan whatever the seed."""
+    return range(options.seed, options.seed + (1 if method == "uniform" else options.seeds))
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _search(options: Options, model: str, method: str, seed: int, base: Path) -> None:
+    folder = base / f"{method}-{seed}"
+    if (folder / RESULT).is_file():
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted search
+    env = gym.make(
+        "GNNRL-Prune-v0", model=model, weights=options.weights, data=options.data or "digits", budget=options.budget
+    )
+    search(env, method, options.evaluations, seed, folder)
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    result = SearchResult.load(folder)
+    lines = (folder / LOG).read_text().splitlines()
+    best = np.maximum.accumulate([json.loads(line)["search_accuracy"] for line in lines])
+    keys = ("method", "seed", "evaluations", "macs_ratio", "params_ratio", "search_accuracy", "test_accuracy")
+    more = ("dense_test_accuracy", "seconds", "widths")
+    curve = {str(n): float(best[min(n, len(best)) - 1]) for n in CURVE}
+    return {key: getattr(result, key) for key in keys + more} | {"best_search_accuracy_at": curve}
+
+
+def table(record: dict[str, Any]) -> str:
+    """A row per method, mean and standard deviation over seeds."""
+    points = [n for n in CURVE if 25 < n <= record["evaluations"]]
+    header = ["method", "evaluations", "real MACs", *(f"search at {n}" for n in points), "test, not fine-tuned"]
+    rows = []
+    for method in METHODS:
+        runs = [row for row in record["rows"] if row["method"] == method]
+        cells = [f"{method} ({len(runs)} seeds)" if len(runs) > 1 else method, str(runs[0]["evaluations"])]
+        cells.append(f"{statistics.mean(r['macs_ratio'] for r in runs):.2%}")
+        cells += [_spread([r["best_search_accuracy_at"][str(n)] for r in runs]) for n in points]
+        rows.append([*cells, _spread([r["test_accuracy"] for r in runs])])
+    dense = record["rows"][0]["dense_test_accuracy"]
+    return markdown_table(header, [["dense", "", "100 %", *[""] * len(points), f"{100 * dense:.1f}"], *rows])
+
+
+def _spread(values: list[float]) -> str:
+    percent = [100 * value for value in values]
+    if len(percent) == 1:
+        return f"{percent[0]:.1f}"
+    return f"{statistics.mean(percent):.1f} ± {statistics.stdev(percent):.1f}"
+
+
+BENCHMARK = Benchmark(
+    "search-comparison",
+    "searchers at equal real cost and equal evaluations",
+    run,
+    table,
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}",
+)
