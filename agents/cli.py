@@ -33,7 +33,7 @@ Device = Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu
 
 @app.command()
 def search(
-    model: Annotated[str, typer.Option(help="Model name: digits-resnet, resnet20/32/44/56/110, any of torchvision's.")] = DIGITS,
+    model: Annotated[str, typer.Option(help="digits-resnet, resnet20/32/44/56/110, or any of torchvision's.")] = DIGITS,
     weights: Annotated[str | None, typer.Option(help="State-dict file, or a torchvision weights name.")] = None,
     data: Annotated[str | None, typer.Option(help="Data name, .npz file or image folder. [default: digits]")] = None,
     budget: Annotated[float, typer.Option(help="Share of the dense cost that the pruned network may have.")] = 0.5,

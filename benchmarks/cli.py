@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from benchmarks.registry import RESULTS, Options, benchmarks
-from benchmarks.tables import rebuild
+from benchmarks.tables import draw, rebuild
 
 PAGES = ("README.md", "docs")
+PICTURES = Path("docs/images")
 
 
 def bench(
@@ -25,7 +26,7 @@ def bench(
     workers: Annotated[int, typer.Option(help="Searches side by side, one thread each.")] = 1,
     runs: Annotated[Path, typer.Option(help="Run folders of searches; finished ones are kept.")] = Path("runs/bench"),
     out: Annotated[Path, typer.Option(help="Folder of the JSON records.")] = RESULTS,
-    tables: Annotated[bool, typer.Option(help="Rebuild the tables of README.md and docs/ from the records.")] = False,
+    tables: Annotated[bool, typer.Option(help="Rebuild tables and pictures of README.md and docs/.")] = False,
 ) -> None:
     """Run benchmarks, each of which writes one JSON record; or list them."""
     known = benchmarks()
@@ -37,6 +38,8 @@ def bench(
     if tables:
         for page in (path for place in PAGES for path in _pages(Path(place))):
             typer.echo(f"{page}: {rebuild(page)} tables")
+        for picture in draw(PICTURES):
+            typer.echo(str(picture))
     if not names and not tables:
         for benchmark in known.values():
             typer.echo(f"{benchmark.name:<24} {benchmark.summary}")

@@ -47,6 +47,7 @@ class Benchmark:
         run: makes the figures, JSON-able, under any keys.
         table: Markdown of a record.
         variant: what is appended to the name of the JSON (a model, say), so that variants stand side by side.
+        figure: draws a record into a PNG.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Benchmark:
     run: Callable[[Options], dict[str, Any]]
     table: Callable[[dict[str, Any]], str]
     variant: Callable[[Options], str] = lambda options: ""
+    figure: Callable[[dict[str, Any], Path], None] | None = None
 
     def measure(self, options: Options, folder: Path = RESULTS) -> Path:
         """Run it and write `NAME[-VARIANT].json` with seed, versions and machine."""

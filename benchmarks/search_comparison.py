@@ -13,16 +13,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from agents.recorder import LOG
-from agents.results import RESULT, SearchResult
+from agents.results import RESULT, SearchResult, write_atomic
 from agents.search import search
 from benchmarks.registry import Benchmark, Options, markdown_table
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", "random", "ppo")
-CURVE = (1, 25, 50, 100, 200, 400)
+POINTS = (50, 100, 200, 400)  # evaluations at which the table shows the best plan so far
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -71,23 +72,38 @@ def _row(folder: Path) -> dict[str, Any]:
     best = np.maximum.accumulate([json.loads(line)["search_accuracy"] for line in lines])
     keys = ("method", "seed", "evaluations", "macs_ratio", "params_ratio", "search_accuracy", "test_accuracy")
     more = ("dense_test_accuracy", "seconds", "widths")
-    curve = {str(n): float(best[min(n, len(best)) - 1]) for n in CURVE}
-    return {key: getattr(result, key) for key in keys + more} | {"best_search_accuracy_at": curve}
+    return {key: getattr(result, key) for key in keys + more} | {"best_so_far": [round(float(b), 6) for b in best]}
 
 
 def table(record: dict[str, Any]) -> str:
     """A row per method, mean and standard deviation over seeds."""
-    points = [n for n in CURVE if 25 < n <= record["evaluations"]]
+    points = [n for n in POINTS if n <= record["evaluations"]]
     header = ["method", "evaluations", "real MACs", *(f"search at {n}" for n in points), "test, not fine-tuned"]
     rows = []
     for method in METHODS:
         runs = [row for row in record["rows"] if row["method"] == method]
         cells = [f"{method} ({len(runs)} seeds)" if len(runs) > 1 else method, str(runs[0]["evaluations"])]
         cells.append(f"{statistics.mean(r['macs_ratio'] for r in runs):.2%}")
-        cells += [_spread([r["best_search_accuracy_at"][str(n)] for r in runs]) for n in points]
+        cells += [_spread([r["best_so_far"][min(n, len(r["best_so_far"])) - 1] for r in runs]) for n in points]
         rows.append([*cells, _spread([r["test_accuracy"] for r in runs])])
     dense = record["rows"][0]["dense_test_accuracy"]
     return markdown_table(header, [["dense", "", "100 %", *[""] * len(points), f"{100 * dense:.1f}"], *rows])
+
+
+def figure(record: dict[str, Any], path: Path) -> None:
+    """Best search accuracy over evaluations: the mean of the seeds, and a band from the worst to the best."""
+    canvas = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = canvas.add_subplot()
+    for method in METHODS:
+        runs = [row["best_so_far"] for row in record["rows"] if row["method"] == method]
+        curves = 100 * np.array([run + [run[-1]] * (record["evaluations"] - len(run)) for run in runs])
+        places = np.arange(1, curves.shape[1] + 1)
+        axes.plot(places, curves.mean(0), label=method)
+        axes.fill_between(places, curves.min(0), curves.max(0), alpha=0.2)
+    title = f"{record['model']} at {record['budget']:.0%} of its MACs, before fine-tuning"
+    axes.set(xlabel="evaluations", ylabel="best search accuracy, %", title=title)
+    axes.legend(loc="lower right")
+    write_atomic(path, lambda file: canvas.savefig(file, format="png"))
 
 
 def _spread(values: list[float]) -> str:
@@ -103,4 +119,5 @@ BENCHMARK = Benchmark(
     run,
     table,
     variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}",
+    figure=figure,
 )

@@ -1,4 +1,4 @@
-"""Rebuild the tables of the public pages from the JSON records."""
+"""Rebuild the tables and pictures of the public pages from the JSON records."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ def rebuild(page: Path, results: Path = RESULTS) -> int:
     text, count = _MARKED.subn(fill, page.read_text())
     write_atomic(page, lambda file: file.write(text.encode()))
     return count
+
+
+def draw(folder: Path, results: Path = RESULTS) -> list[Path]:
+    """Draw every record that has a figure into `folder`."""
+    drawn = []
+    for path in sorted(results.glob("*.json")):
+        record = json.loads(path.read_text())
+        figure = benchmarks()[record["benchmark"]].figure
+        if figure is not None:
+            figure(record, folder / f"{path.stem}.png")
+            drawn.append(folder / f"{path.stem}.png")
+    return drawn
