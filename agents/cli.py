@@ -16,7 +16,7 @@ from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
 from agents.refine import evaluate_run, finetune_run
-from agents.results import SearchResult
+from agents.results import RESULT, SearchResult
 from agents.search import search as run_search
 from agents.searchers import SEARCHERS
 from gnnrl_gym.envs.prune import METRICS
@@ -27,7 +27,8 @@ from gnnrl_gym.zoo.models import DIGITS
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Prune neural networks by searching on their graph.")
 console = Console()
 
-Run = Annotated[Path, typer.Argument(help="Run folder that `gnnrl search` wrote.")]
+Run = Annotated[Path | None, typer.Argument(help="Run folder that `gnnrl search` wrote. [default: the newest in runs]")]
+RUNS = Path("runs")
 Device = Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")]
 
 
@@ -52,7 +53,7 @@ def search(
         raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
     if weights is None and model != DIGITS:
         console.print(f"[yellow]No --weights: {model} is pruned with random weights, which says little.[/]")
-    folder = out or Path("runs") / f"{model}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out or RUNS / f"{model}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
     env = gym.make(
         "GNNRL-Prune-v0", model=model, data=data or "digits", weights=weights, budget=budget, metric=metric,
         importance=importance, search_images=search_images, device=device,
@@ -67,25 +68,26 @@ def search(
 
 @app.command()
 def finetune(
-    run: Run,
+    run: Run = None,
     epochs: Annotated[int, typer.Option(help="Passes over the train split; the last one counts.")] = 30,
     learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 0.02,
     seed: Annotated[int, typer.Option()] = 0,
     device: Device = "auto",
 ) -> None:
     """Train the pruned network of a run further."""
-    _show(finetune_run(run, epochs, learning_rate, device, seed))
+    _show(finetune_run(run or _newest(), epochs, learning_rate, device, seed))
 
 
 @app.command()
 def evaluate(
-    run: Run,
+    run: Run = None,
     device: Device = "auto",
     batch: Annotated[int, typer.Option(help="Images per forward when latency is measured.")] = 1,
 ) -> None:
     """Reload a run: its accuracy, MACs and parameters again, and its measured latency beside the dense network's."""
+    run = run or _newest()
     again = evaluate_run(run, device, batch)
-    table = Table("", "dense", "pruned", "ratio")
+    table = Table("", "dense", "pruned", "ratio", title=str(run))
     table.add_row("test accuracy", f"{again.dense_accuracy:.2%}", f"{again.accuracy:.2%}", "")
     for name, dense, pruned in (("MACs", *again.macs), ("parameters", *again.params)):
         table.add_row(name, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.1%}")
@@ -93,6 +95,13 @@ def evaluate(
     table.add_row(f"latency, batch {batch}", f"{dense_ms:.2f} ms", f"{pruned_ms:.2f} ms", f"{pruned_ms / dense_ms:.1%}")
     console.print(table)
     console.print(f"accuracy {again.accuracy!r}, in the record {again.recorded_accuracy!r}")
+
+
+def _newest() -> Path:
+    records = sorted(RUNS.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
+    if not records:
+        raise FileNotFoundError(f"No run in {str(RUNS)!r}: run `gnnrl search` first, or give a run folder.")
+    return records[-1].parent
 
 
 def _show(result: SearchResult) -> None:

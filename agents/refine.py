@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def finetune_run(
             bar.set_postfix_str(f"training loss {loss:.3f}")
 
         finetune(slim, splits, epochs, learning_rate, seed, place, show)
-    result.finetuned_accuracy = accuracy(slim, splits.test, place)
+    result.finetuned_accuracy = accuracy(slim, splits.test)
     result.finetune_epochs = (result.finetune_epochs or 0) + epochs
     result.save_pruned(Path(run), slim, kept)
     result.save(Path(run))
@@ -78,9 +79,9 @@ def evaluate_run(
         raise ValueError(f"batch must be at least 1, got {batch}.")
     result = SearchResult.load(run)
     place, splits = resolve_device(device), data or load_data(result.data)
-    network, slim = result.network(model), result.pruned(model)
-    dense = network.model
-    pruned_accuracy, dense_accuracy = accuracy(slim, splits.test, place), accuracy(dense, splits.test, place)
+    network, slim = result.network(model), result.pruned(model).to(place)
+    dense = copy.deepcopy(network.model).to(place)
+    pruned_accuracy, dense_accuracy = accuracy(slim, splits.test), accuracy(dense, splits.test)
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)
     dense_latency, pruned_latency = measure_latency([dense, slim], images)
     return Evaluation(

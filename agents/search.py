@@ -110,8 +110,8 @@ def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, secon
         macs_ratio=network.macs(plan) / network.macs(network.widths),
         params_ratio=network.params(plan) / network.params(network.widths),
         search_accuracy=recorder.best_accuracy,
-        test_accuracy=accuracy(env.slim(plan), env.data.test, env.device),
-        dense_test_accuracy=accuracy(network.model, env.data.test, env.device),
+        test_accuracy=accuracy(env.slim(plan), env.data.test),
+        dense_test_accuracy=accuracy(network.model, env.data.test),
         seconds=seconds,
         settings=_settings(env),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any, SupportsFloat
 
@@ -100,7 +101,9 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         _check_numbers(budget, floor, max_steps, search_images, recalibration_images)
         self.device = resolve_device(device)
         self.data = data if isinstance(data, DataSplits) else load_data(data)
-        module = load_model(model, weights, self.data.num_classes) if isinstance(model, str) else model
+        # a module of the caller's is copied: it may move to another device here
+        own = copy.deepcopy(model) if isinstance(model, nn.Module) else None
+        module = own or load_model(str(model), weights, self.data.num_classes)
         self.metric, self.landing, self.max_steps, self.render_mode = metric, landing, max_steps, render_mode
         self.network = self._prunable(module.to(self.device), importance, recalibration_images)
         self.floors = np.maximum(np.ceil(floor * self.network.widths).astype(np.int64), 1)
