@@ -24,6 +24,7 @@ from gnnrl_gym.zoo.models import DIGITS
 
 METRICS = ("macs", "params")
 LANDINGS = ("exact", "free")
+NOT_SCORED = -1.0  # not NaN: equal infos must compare equal
 
 
 class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
@@ -67,8 +68,8 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     `reset(options={"budget": b})` sets the budget of one episode.
 
     ## Info
-    `widths`, `macs_ratio`, `params_ratio`, `search_accuracy` (NaN until the end), `is_success`, `evaluations`
-    (candidate plans scored since the environment was made).
+    `widths`, `macs_ratio`, `params_ratio`, `search_accuracy` (-1 until there is one), `is_success`, `evaluations`
+    (in this episode; the attribute `evaluations` counts them since the environment was made).
 
     ## Version History
     * v0: first version.
@@ -219,7 +220,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     def _restart(self) -> None:
         self.widths = self.network.widths.copy()
         self._share = np.ones(len(self.widths))
-        self._accuracy = float("nan")
+        self._accuracy, self._first = NOT_SCORED, self.evaluations
         self._steps = None
 
     def _checked(self, action: Any) -> np.ndarray:
@@ -253,7 +254,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
             "params_ratio": params / self._dense_cost["params"],
             "search_accuracy": self._accuracy,
             "is_success": self.cost_ratio() <= self.budget,
-            "evaluations": self.evaluations,
+            "evaluations": self.evaluations - self._first,
         }
 
 

@@ -38,5 +38,5 @@ def draw_plan(network: PrunableNetwork, widths: Ints, budget: float, metric: str
 def _summary(network: PrunableNetwork, widths: Ints, budget: float, metric: str, accuracy: float) -> str:
     macs = network.macs(widths) / network.macs(network.widths)
     params = network.params(widths) / network.params(network.widths)
-    scored = "" if np.isnan(accuracy) else f", search accuracy {100 * accuracy:.1f} %"
+    scored = "" if accuracy < 0 else f", search accuracy {100 * accuracy:.1f} %"
     return f"{100 * macs:.1f} % of MACs, {100 * params:.1f} % of parameters (budget {budget:g} of {metric}){scored}"

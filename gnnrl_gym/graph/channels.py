@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.trace import Trace, module_path, shape_of, source_line
@@ -219,4 +220,18 @@ def _apply(channels: Channels, node: fx.Node, strict: bool) -> Any:
     if any(isinstance(v, Weight) or varying(v) for v in operands):
         channels.unsupported.append(place)
     channels.freeze(operands)
+    if macs := _macs(node):
+        channels.products.append(Product(node, macs, ()))
     return frozen_like(node)
+
+
+def _macs(node: fx.Node) -> int:
+    """Multiply-accumulates of an operation that stays as it is."""
+
+    def fake(n: fx.Node) -> Any:
+        return n.meta["val"]
+
+    target: Any = node.target
+    with FlopCounterMode(display=False) as counter:
+        target(*fx.map_arg(node.args, fake), **fx.map_arg(node.kwargs, fake))
+    return counter.get_total_flops() // 2

@@ -1,0 +1,397 @@
+"""Channel groups of small hand-made networks, one per way that channels can be tied, and of random mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_close, exact_network, images, outputs, random_plans, randomise
+from torch import Tensor, fx, nn
+
+from gnnrl_gym import PrunableNetwork, UnsupportedOperation
+from gnnrl_gym.zoo.resnet import ZeroPadShortcut
+
+Step = Callable[..., Tensor]
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, **settings: int) -> nn.Sequential:
+    """Convolution, BatchNorm, ReLU."""
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **settings)
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Net(nn.Module):
+    """Stem -> body -> global average -> linear. `step(self, x)` is the body's forward, `parts` its layers: so the body
+    stands in a module that has parameters."""
+
+    def __init__(self, step: Step, channels: int, stem: int = 8, **parts: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.step, self.head = conv(3, stem), step, nn.Linear(channels, 4)
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.step(self, self.stem(x)).mean((2, 3)))
+
+
+class Foreign(nn.Module):
+    """A module without parameters around a function, as other people's code has them."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *x: Tensor) -> Tensor:
+        return self.function(*x)
+
+
+def shuffle(x: Tensor, groups: int = 2) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def halves_swapped(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=1)
+    return torch.cat([b, a], 1)
+
+
+def gate(channels: int) -> nn.Module:
+    """Squeeze and excitation, as torchvision writes it."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, channels, 1), nn.Sigmoid()
+    )
+
+
+def pad_four(x: Tensor) -> Tensor:
+    """Option A of He et al. 2016 with literal amounts: half the positions, two zero channels before and after."""
+    return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+
+
+def expand_gate(net: Net, x: Tensor) -> Tensor:
+    return x * net.g(x).expand_as(x)
+
+
+def cat_zeros(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return y + torch.cat([x, x.new_zeros(x.shape[0], y.shape[1] - x.shape[1], *x.shape[2:])], 1)
+
+
+# name: (network, sorted widths)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
+    "chain": (lambda: Net(lambda n, x: n.a(x), 12, a=conv(8, 12)), [8, 12]),
+    "residual": (lambda: Net(lambda n, x: x + n.b(n.a(x)), 8, a=conv(8, 6), b=conv(6, 8)), [6, 8]),
+    "concat": (
+        lambda: Net(lambda n, x: n.c(torch.cat([n.a(x), n.b(x), x], 1)), 10, a=conv(8, 4), b=conv(8, 6), c=conv(18, 10)),
+        [4, 6, 8, 10],
+    ),
+    "concat and residual": (
+        lambda: Net(lambda n, x: torch.cat([n.a(x), n.b(x)], 1) + n.c(x), 10, a=conv(8, 4), b=conv(8, 6), c=conv(8, 10)),
+        [4, 6, 8],
+    ),
+    "depthwise": (lambda: Net(lambda n, x: n.b(n.a(x)), 12, a=conv(8, 8, groups=8), b=conv(8, 12, 1)), [8, 12]),
+    # a unit is a whole convolution group: three input channels and two outputs
+    "grouped": (lambda: Net(lambda n, x: n.b(n.a(x)), 6, stem=12, a=conv(12, 8, groups=4), b=conv(8, 6)), [4, 6]),
+    "depth multiplier": (lambda: Net(lambda n, x: n.a(x), 16, a=conv(8, 16, groups=8)), [8]),
+    "zero padding that adapts": (
+        lambda: Net(lambda n, x: n.a(x) + n.s(x), 12, a=conv(8, 12, stride=2), s=ZeroPadShortcut(2, 2, 2)),
+        [4, 8],
+    ),
+    "foreign zero padding": (
+        lambda: Net(lambda n, x: n.a(x) + n.s(x), 12, a=conv(8, 12, stride=2), s=Foreign(pad_four)),
+        [4, 8],
+    ),
+    "foreign shuffle": (lambda: Net(lambda n, x: n.a(n.s(x)), 6, s=Foreign(shuffle), a=conv(8, 6)), [4, 6]),
+    "foreign slice": (
+        lambda: Net(lambda n, x: n.a(n.s(x)) + n.b(x), 6, s=Foreign(lambda x: x[:, 2:5]), a=conv(3, 6), b=conv(8, 6)),
+        [3, 5, 6],
+    ),
+    "shuffle": (lambda: Net(lambda n, x: n.a(shuffle(x)), 6, a=conv(8, 6)), [4, 6]),
+    "chunk": (lambda: Net(lambda n, x: n.a(halves_swapped(x)), 6, a=conv(8, 6)), [4, 6]),
+    "chunks to different readers": (
+        lambda: Net(lambda n, x: n.a(x.chunk(2, 1)[0]) + n.b(x.chunk(2, 1)[1]), 6, a=conv(4, 6), b=conv(4, 6)),
+        [4, 6],
+    ),
+    "used twice": (lambda: Net(lambda n, x: n.a(n.a(x)), 8, a=conv(8, 8)), [8]),
+    "gate": (lambda: Net(lambda n, x: n.a(x * n.g(x)), 6, g=gate(8), a=conv(8, 6)), [4, 6, 8]),
+    "gate, expanded": (lambda: Net(expand_gate, 8, g=gate(8)), [4, 8]),
+    "zeros made to measure": (lambda: Net(cat_zeros, 12, a=conv(8, 12)), [8]),
+    "spatial padding": (lambda: Net(lambda n, x: n.a(F.pad(x, (1, 2, 0, 1))), 6, a=conv(8, 6)), [6, 8]),
+    "permuted": (lambda: Net(lambda n, x: n.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 6, a=nn.Linear(8, 6)), [6, 8]),
+    "pooled": (lambda: Net(lambda n, x: F.max_pool2d(F.interpolate(n.a(x), scale_factor=2.0), 2), 6, a=conv(8, 6)), [6, 8]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_groups_are_found_and_slim_equals_mask(name: str) -> None:
+    make, widths = NETWORKS[name]
+    network = exact_network(make(), images(1, 3, 8, 8))
+    assert sorted(network.widths.tolist()) == widths
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "foreign zero padding", "shuffle", "foreign shuffle", "chunk"])
+def test_batch_of_two(name: str) -> None:
+    exact_network(NETWORKS[name][0](), images(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["foreign zero padding", "foreign shuffle", "foreign slice"])
+def test_foreign_module_is_replaced_by_its_traced_graph_for_any_batch(name: str) -> None:
+    model = randomise(NETWORKS[name][0]())
+    network = PrunableNetwork(model, images(1, 3, 8, 8))
+    plan = random_plans(network, 3)[2]
+    slim, mask = network.slim(plan), network.mask(plan)
+    assert isinstance(slim.s, fx.GraphModule)
+    assert isinstance(model.s, Foreign)
+    assert_close(outputs(slim, images(5, 3, 8, 8)), outputs(mask, images(5, 3, 8, 8)))
+
+
+def test_grouped_convolution_keeps_whole_groups() -> None:
+    network = exact_network(NETWORKS["grouped"][0](), images(1, 3, 8, 8))
+    layer = network.slim([3, 6]).a[0]
+    assert (layer.groups, layer.in_channels, layer.out_channels) == (3, 9, 6)
+    assert layer.weight.shape == (6, 3, 3, 3)
+
+
+class Flattening(nn.Module):
+    """Convolution -> `to_rows` -> linear."""
+
+    def __init__(self, to_rows: Callable[[Tensor], Tensor], channels: int, size: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = conv(3, 8), conv(8, channels)
+        self.to_rows, self.head = to_rows, nn.Linear(channels * size * size, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.to_rows(self.second(self.first(x))))
+
+
+def test_a_channel_owns_all_its_columns_after_flatten() -> None:
+    network = exact_network(Flattening(lambda x: x.flatten(1), 6, 7), images(1, 3, 7, 7))
+    assert network.widths.tolist() == [8, 6]
+    assert network.slim([8, 4]).head.in_features == 4 * 49
+    assert network.params([8, 5]) - network.params([8, 4]) == 8 * 9 + 2 + 5 * 49
+
+
+def test_view_by_shape_adapts() -> None:
+    network = exact_network(Flattening(lambda x: x.view(x.size(0), -1), 4, 4), images(2, 3, 4, 4))
+    assert network.widths.tolist() == [8, 4]
+
+
+# ---- what can't be updated is frozen, and named ----------------------------------------------------------------
+
+
+FROZEN: dict[str, tuple[Callable[[], nn.Module], list[int], str]] = {
+    "view with a literal": (lambda: Flattening(lambda x: x.view(-1, 64), 4, 4), [8], r"''.*number of channels"),
+    "padding with literals": (
+        lambda: Net(lambda n, x: n.b(n.a(x) + pad_four(x)), 6, a=conv(8, 12, stride=2), b=conv(12, 6)),
+        [6],
+        r"''.*number of channels",
+    ),
+    "LayerNorm over channels": (
+        lambda: Net(lambda n, x: n.n(n.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 6, a=conv(8, 6), n=nn.LayerNorm(6)),
+        [8],
+        "layer_norm in 'n'",
+    ),
+    "GroupNorm": (lambda: Net(lambda n, x: n.n(n.a(x)), 6, a=conv(8, 6), n=nn.GroupNorm(2, 6)), [8], "group_norm in 'n'"),
+    "unknown operation": (lambda: Net(lambda n, x: n.a(x.cumsum(1)), 6, a=conv(8, 6)), [6], "cumsum"),
+    "mean over channels": (lambda: Net(lambda n, x: n.a(x - x.mean(1, True)), 6, a=conv(8, 6)), [6], "mean"),
+    "halves swapped by literals": (
+        lambda: Net(lambda n, x: n.a(torch.cat([x[:, 4:], x[:, :4]], 1)), 6, a=conv(8, 6)),
+        [6],
+        r"''.*number of channels",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_and_named_and_still_exact(name: str) -> None:
+    make, widths, message = FROZEN[name]
+    network = exact_network(make(), images(1, 3, 4, 4), warns=message)
+    assert sorted(network.widths.tolist()) == widths
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution that isn't nn.Conv2d, with its number of groups as an attribute."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels, self.weight = channels, nn.Parameter(torch.randn(channels, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=1, groups=self.channels)
+
+
+# Position-dependent use of channels. Whether the group is frozen or updated is free: the network has to stay exact.
+POSITIONS: dict[str, Callable[[], nn.Module]] = {
+    "first channel gates": lambda: Net(lambda n, x: n.a(x * x[:, :1].sigmoid()), 6, a=conv(8, 6)),
+    "last channel gates": lambda: Net(lambda n, x: n.a(x * x[:, -1:].sigmoid()), 6, a=conv(8, 6)),
+    "third channel gates": lambda: Net(lambda n, x: n.a(x * x[:, 2:3].sigmoid()), 6, a=conv(8, 6)),
+    "selected channel gates": lambda: Net(lambda n, x: n.a(x * x[:, 3].sigmoid()[:, None]), 6, a=conv(8, 6)),
+    "selected and read": lambda: Net(lambda n, x: n.a(x) + n.b(x[:, 3][:, None]), 6, a=conv(8, 6), b=conv(1, 6)),
+    "roll": lambda: Net(lambda n, x: n.a(x.roll(3, 1)), 6, a=conv(8, 6)),
+    "flip": lambda: Net(lambda n, x: n.a(x.flip(1)), 6, a=conv(8, 6)),
+    "every other channel": lambda: Net(lambda n, x: n.a(x[:, ::2]) + n.b(x), 6, a=conv(4, 6), b=conv(8, 6)),
+    "foreign, every other": lambda: Net(
+        lambda n, x: n.a(n.s(x)) + n.b(x), 6, s=Foreign(lambda x: x[:, ::2]), a=conv(4, 6), b=conv(8, 6)
+    ),
+    "foreign, two inputs": lambda: Net(
+        lambda n, x: n.s(n.a(x), x), 12, a=conv(8, 12, stride=2), s=Foreign(lambda a, x: pad_four(x) + a)
+    ),
+    "foreign, called twice": lambda: Net(
+        lambda n, x: n.a(x) + n.s(x) + n.s(n.b(x)), 12, a=conv(8, 12, stride=2), b=conv(8, 8), s=Foreign(pad_four)
+    ),
+    "adapting, called twice": lambda: Net(
+        lambda n, x: n.a(torch.cat([n.s(x), n.s(n.b(x))], 1)), 6, b=conv(8, 8), s=ZeroPadShortcut(1, 1, 1),
+        a=conv(20, 6),
+    ),
+    "expand to a literal": lambda: Net(lambda n, x: x * n.g(x).expand(-1, 8, 4, 4), 8, g=gate(8)),
+    "functional depthwise": lambda: Net(lambda n, x: n.a(n.d(x)), 6, d=Depthwise(8), a=conv(8, 6)),
+    "split by sizes": lambda: Net(
+        lambda n, x: n.a(x.split([3, 5], 1)[0]) + n.b(x.split([3, 5], 1)[1]), 6, a=conv(3, 6), b=conv(5, 6)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:gnnrl_gym", "ignore:.*frozen:UserWarning")
+@pytest.mark.parametrize("name", POSITIONS)
+def test_whatever_depends_on_positions_stays_exact(name: str) -> None:
+    model, x = randomise(POSITIONS[name]()), images(1, 3, 4, 4)
+    network = PrunableNetwork(model, x)
+    for plan in random_plans(network, 12):
+        assert_close(outputs(network.slim(plan), x), outputs(network.mask(plan), x))
+
+
+@pytest.mark.filterwarnings("ignore:.*frozen:UserWarning")
+def test_literals_are_found_on_an_example_of_zeros() -> None:
+    model = Net(lambda n, x: n.a(torch.cat([x[:, 4:], x[:, :4]], 1)), 6, a=conv(8, 6))
+    network = PrunableNetwork(model, torch.zeros(1, 3, 4, 4))  # all activations are zero, whatever their order
+    for plan in random_plans(network, 6):
+        x = images(1, 3, 4, 4)
+        assert_close(outputs(network.slim(plan), x), outputs(network.mask(plan), x))
+
+
+def test_strict_raises_with_the_place() -> None:
+    with pytest.raises(UnsupportedOperation, match=r"cumsum in '' \(.*test_channels\.py:\d+\)"):
+        PrunableNetwork(FROZEN["unknown operation"][0](), images(1, 3, 4, 4), strict=True)
+
+
+def test_control_flow_on_data_raises_with_the_mend() -> None:
+    model = Net(lambda n, x: n.a(x) if x.sum() > 0 else n.a(-x), 6, a=conv(8, 6))
+    with pytest.raises(UnsupportedOperation, match=r"torch\.where, torch\.cond"):
+        PrunableNetwork(model, images(1, 3, 8, 8))
+
+
+def test_nothing_to_prune_raises() -> None:
+    with pytest.raises(UnsupportedOperation, match="no channel group"):
+        PrunableNetwork(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), images(1, 3, 2, 2))
+
+
+def test_a_plain_mistake_keeps_its_own_error() -> None:
+    with pytest.raises(RuntimeError, match="channels"):
+        PrunableNetwork(NETWORKS["chain"][0](), images(1, 5, 8, 8))
+
+
+class TwoHeads(nn.Module):
+    """A classifier and a map of features: two outputs, whose channels stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = conv(3, 8), conv(8, 6), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.a(x)
+        return self.head(x.mean((2, 3))), self.b(x)
+
+
+def test_two_outputs_keep_their_shapes() -> None:
+    network = exact_network(TwoHeads(), images(1, 3, 8, 8))
+    assert network.widths.tolist() == [8]
+    assert [tuple(y.shape) for y in outputs(network.slim([3]), images(2, 3, 8, 8))] == [(2, 4), (2, 6, 8, 8)]
+
+
+class TwoInputs(nn.Module):
+    """The sum of two stems, one per input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = conv(3, 8), conv(1, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head((self.a(x) + self.b(y)).mean((2, 3)))
+
+
+def test_two_inputs() -> None:
+    assert exact_network(TwoInputs(), images(1, 3, 8, 8), images(1, 1, 8, 8)).widths.tolist() == [8]
+
+
+# ---- random networks -------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    def __init__(self, c: int, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.inner(x))
+
+
+class Parallel(nn.Module):
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class Gated(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.gate = gate(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+
+def piece(draw: Callable[[int], int], c: int, wide: int) -> tuple[nn.Module, int]:
+    """A random part of a network for `c` channels (a multiple of 4), and how many it gives."""
+    kinds: list[Callable[[], tuple[nn.Module, int]]] = [
+        lambda: (conv(c, wide), wide),
+        lambda: (Residual(c, nn.Sequential(conv(c, wide, 1), conv(wide, c))), c),
+        lambda: (Residual(c, nn.Sequential(conv(c, c, groups=c), conv(c, c, 1))), c),
+        lambda: (Parallel(conv(c, 4, 1), nn.Sequential(conv(c, wide, 1), conv(wide, 8)), nn.Identity()), c + 12),
+        lambda: (nn.Sequential(conv(c, wide, groups=4), Foreign(lambda x: shuffle(x, 4)), conv(wide, 8)), 8),
+        lambda: (Gated(c), c),
+        lambda: (Foreign(halves_swapped), c),
+        lambda: (ZeroPadShortcut(1, 1, 3), c + 4),
+        lambda: (Foreign(lambda x: F.pad(x, (0, 0, 0, 0, 3, 1))), c + 4),
+        lambda: (nn.MaxPool2d(3, 1, 1), c),
+    ]
+    return kinds[draw(len(kinds))]()
+
+
+def random_network(seed: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+
+    def draw(high: int) -> int:
+        return int(torch.randint(high, (), generator=generator))
+
+    c = 4 * (1 + draw(3))
+    parts: list[nn.Module] = [conv(3, c)]
+    for _ in range(3 + draw(4)):
+        part, c = piece(draw, c, 4 * (1 + draw(4)))
+        parts.append(part)
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * c, 5))
+
+
+@pytest.mark.filterwarnings("ignore:.*frozen:UserWarning")
+@pytest.mark.parametrize("seed", range(30))
+def test_random_networks_are_exact(seed: int) -> None:
+    network = exact_network(random_network(seed), images(1, 3, 5, 5), plans=4)
+    assert len(network.widths)
