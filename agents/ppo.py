@@ -17,17 +17,17 @@ POLICY = "policy.zip"
 # A plan is one decision with an exact landing, so an episode is nearly always one step from the same state: a batch
 # of plans is compared with the batch's mean (normalised advantages), and nothing is bootstrapped.
 HYPERPARAMETERS: dict[str, Any] = {
-    "n_steps": 20,
-    "batch_size": 20,
+    "n_steps": 10,
+    "batch_size": 10,
     "n_epochs": 10,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "gamma": 1.0,
     "gae_lambda": 1.0,
     "clip_range": 0.2,
 }
 # Means start at a ratio of 0.75 (action 0.5), beyond the budget: the landing scales them back, and what is learned is
 # how the ratios relate.
-POLICY_KWARGS: dict[str, Any] = {"initial_mean": 0.5, "log_std_init": -1.0, "node_bias": True}
+POLICY_KWARGS: dict[str, Any] = {"initial_mean": 0.5, "log_std_init": -0.7, "node_bias": True}
 
 
 class _StopWhenSpent(BaseCallback):

@@ -56,7 +56,7 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
     @property
     def exhausted(self) -> bool:
         """Whether the search is over. Steps are bounded too: a policy may never reach the budget."""
-        return self.spent >= self.limit or self.steps >= 50 * self.limit + 1000
+        return self.spent >= self.limit or self.steps >= 10 * self.limit + 500
 
     def step(self, action: Any) -> Any:
         """Step, and record the plan if it was evaluated.

@@ -1,4 +1,4 @@
-"""What several test files share: one thread, weights that make comparisons real, random plans, one small environment."""
+"""What several test files share: one thread, weights that make comparisons real, plans, a small environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ torch.set_num_threads(1)  # tests run side by side, and results don't depend on 
 Network = PrunableNetwork
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(model: nn.Module, seed: int = 0) -> Any:
     """Random BatchNorm statistics and affine parameters, in place. Freshly made ones (mean 0, variance 1, scale 1,
     bias 0) hide a channel that is normalised with another's statistics."""
     generator = torch.Generator().manual_seed(seed)

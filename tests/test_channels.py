@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor, fx, nn
 from gnnrl_gym import PrunableNetwork, UnsupportedOperation
 from gnnrl_gym.zoo.resnet import ZeroPadShortcut
 
-Step = Callable[..., Tensor]
+Step = Callable[..., Any]
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, **settings: int) -> nn.Sequential:
+def conv(inputs: int, outputs: int, kernel: int = 3, **settings: Any) -> nn.Sequential:
     """Convolution, BatchNorm, ReLU."""
     layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **settings)
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
@@ -24,12 +25,13 @@ def conv(inputs: int, outputs: int, kernel: int = 3, **settings: int) -> nn.Sequ
 
 class Net(nn.Module):
     """Stem -> body -> global average -> linear. `step(self, x)` is the body's forward, `parts` its layers: so the body
-    stands in a module that has parameters."""
+    stands in a module that has parameters. A `deep` stem has a group of its own that nothing in the body can freeze."""
 
-    def __init__(self, step: Step, channels: int, stem: int = 8, **parts: nn.Module) -> None:
+    def __init__(self, step: Step, channels: int, stem: int = 8, deep: bool = False, **parts: nn.Module) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem, self.step, self.head = conv(3, stem), step, nn.Linear(channels, 4)
+        self.stem = nn.Sequential(conv(3, 5), conv(5, stem)) if deep else conv(3, stem)
+        self.step, self.head = step, nn.Linear(channels, 4)
         for name, part in parts.items():
             self.add_module(name, part)
 
@@ -70,13 +72,23 @@ def pad_four(x: Tensor) -> Tensor:
     return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
 
 
-def expand_gate(net: Net, x: Tensor) -> Tensor:
+def expand_gate(net: Any, x: Tensor) -> Tensor:
     return x * net.g(x).expand_as(x)
 
 
-def cat_zeros(net: Net, x: Tensor) -> Tensor:
+def cat_zeros(net: Any, x: Tensor) -> Tensor:
+    """A shortcut whose missing channels are counted."""
     y = net.a(x)
-    return y + torch.cat([x, x.new_zeros(x.shape[0], y.shape[1] - x.shape[1], *x.shape[2:])], 1)
+    return net.b(y + torch.cat([x, torch.zeros(x.shape[0], y.shape[1] - x.shape[1], *x.shape[2:])], 1))
+
+
+def cat_literal_zeros(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.a(x) + torch.cat([x, torch.zeros(x.shape[0], 4, *x.shape[2:])], 1))
+
+
+def cat_new_zeros(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.b(y + torch.cat([x, x.new_zeros(x.shape[0], 12 - x.shape[1], *x.shape[2:])], 1))
 
 
 # name: (network, sorted widths)
@@ -84,12 +96,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
     "chain": (lambda: Net(lambda n, x: n.a(x), 12, a=conv(8, 12)), [8, 12]),
     "residual": (lambda: Net(lambda n, x: x + n.b(n.a(x)), 8, a=conv(8, 6), b=conv(6, 8)), [6, 8]),
     "concat": (
-        lambda: Net(lambda n, x: n.c(torch.cat([n.a(x), n.b(x), x], 1)), 10, a=conv(8, 4), b=conv(8, 6), c=conv(18, 10)),
-        [4, 6, 8, 10],
+        lambda: Net(lambda n, x: n.c(torch.cat([n.a(x), n.b(x), x], 1)), 9, a=conv(8, 4), b=conv(8, 6), c=conv(18, 9)),
+        [4, 6, 8, 9],
     ),
     "concat and residual": (
-        lambda: Net(lambda n, x: torch.cat([n.a(x), n.b(x)], 1) + n.c(x), 10, a=conv(8, 4), b=conv(8, 6), c=conv(8, 10)),
-        [4, 6, 8],
+        lambda: Net(lambda n, x: torch.cat([n.a(x), n.b(x)], 1) + n.c(x), 9, a=conv(8, 4), b=conv(8, 5), c=conv(8, 9)),
+        [4, 5, 8],
     ),
     "depthwise": (lambda: Net(lambda n, x: n.b(n.a(x)), 12, a=conv(8, 8, groups=8), b=conv(8, 12, 1)), [8, 12]),
     # a unit is a whole convolution group: three input channels and two outputs
@@ -117,10 +129,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
     "used twice": (lambda: Net(lambda n, x: n.a(n.a(x)), 8, a=conv(8, 8)), [8]),
     "gate": (lambda: Net(lambda n, x: n.a(x * n.g(x)), 6, g=gate(8), a=conv(8, 6)), [4, 6, 8]),
     "gate, expanded": (lambda: Net(expand_gate, 8, g=gate(8)), [4, 8]),
-    "zeros made to measure": (lambda: Net(cat_zeros, 12, a=conv(8, 12)), [8]),
     "spatial padding": (lambda: Net(lambda n, x: n.a(F.pad(x, (1, 2, 0, 1))), 6, a=conv(8, 6)), [6, 8]),
-    "permuted": (lambda: Net(lambda n, x: n.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 6, a=nn.Linear(8, 6)), [6, 8]),
-    "pooled": (lambda: Net(lambda n, x: F.max_pool2d(F.interpolate(n.a(x), scale_factor=2.0), 2), 6, a=conv(8, 6)), [6, 8]),
+    "permuted": (
+        lambda: Net(lambda n, x: n.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 6, a=nn.Linear(8, 6)),
+        [6, 8],
+    ),
+    "pooled": (
+        lambda: Net(lambda n, x: F.max_pool2d(F.interpolate(n.a(x), scale_factor=2.0), 2), 6, a=conv(8, 6)),
+        [6, 8],
+    ),
 }  # fmt: skip
 
 
@@ -149,7 +166,8 @@ def test_foreign_module_is_replaced_by_its_traced_graph_for_any_batch(name: str)
 
 def test_grouped_convolution_keeps_whole_groups() -> None:
     network = exact_network(NETWORKS["grouped"][0](), images(1, 3, 8, 8))
-    layer = network.slim([3, 6]).a[0]
+    slim: Any = network.slim([3, 6])
+    layer = slim.a[0]
     assert (layer.groups, layer.in_channels, layer.out_channels) == (3, 9, 6)
     assert layer.weight.shape == (6, 3, 3, 3)
 
@@ -170,7 +188,8 @@ class Flattening(nn.Module):
 def test_a_channel_owns_all_its_columns_after_flatten() -> None:
     network = exact_network(Flattening(lambda x: x.flatten(1), 6, 7), images(1, 3, 7, 7))
     assert network.widths.tolist() == [8, 6]
-    assert network.slim([8, 4]).head.in_features == 4 * 49
+    slim: Any = network.slim([8, 4])
+    assert slim.head.in_features == 4 * 49
     assert network.params([8, 5]) - network.params([8, 4]) == 8 * 9 + 2 + 5 * 49
 
 
@@ -186,15 +205,19 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], list[int], str]] = {
     "view with a literal": (lambda: Flattening(lambda x: x.view(-1, 64), 4, 4), [8], r"''.*number of channels"),
     "padding with literals": (
         lambda: Net(lambda n, x: n.b(n.a(x) + pad_four(x)), 6, a=conv(8, 12, stride=2), b=conv(12, 6)),
-        [6],
+        [6, 8],  # the four channels that it adds stay; the stem's don't depend on how many those are
         r"''.*number of channels",
     ),
     "LayerNorm over channels": (
-        lambda: Net(lambda n, x: n.n(n.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 6, a=conv(8, 6), n=nn.LayerNorm(6)),
+        lambda: Net(lambda n, x: n.n(n.a(x).transpose(1, 3)).transpose(1, 3), 6, a=conv(8, 6), n=nn.LayerNorm(6)),
         [8],
         "layer_norm in 'n'",
     ),
-    "GroupNorm": (lambda: Net(lambda n, x: n.n(n.a(x)), 6, a=conv(8, 6), n=nn.GroupNorm(2, 6)), [8], "group_norm in 'n'"),
+    "GroupNorm": (
+        lambda: Net(lambda n, x: n.n(n.a(x)), 6, a=conv(8, 6), n=nn.GroupNorm(2, 6)),
+        [8],
+        "group_norm in 'n'",
+    ),
     "unknown operation": (lambda: Net(lambda n, x: n.a(x.cumsum(1)), 6, a=conv(8, 6)), [6], "cumsum"),
     "mean over channels": (lambda: Net(lambda n, x: n.a(x - x.mean(1, True)), 6, a=conv(8, 6)), [6], "mean"),
     "halves swapped by literals": (
@@ -223,44 +246,56 @@ class Depthwise(nn.Module):
         return F.conv2d(x, self.weight, padding=1, groups=self.channels)
 
 
-# Position-dependent use of channels. Whether the group is frozen or updated is free: the network has to stay exact.
-POSITIONS: dict[str, Callable[[], nn.Module]] = {
-    "first channel gates": lambda: Net(lambda n, x: n.a(x * x[:, :1].sigmoid()), 6, a=conv(8, 6)),
-    "last channel gates": lambda: Net(lambda n, x: n.a(x * x[:, -1:].sigmoid()), 6, a=conv(8, 6)),
-    "third channel gates": lambda: Net(lambda n, x: n.a(x * x[:, 2:3].sigmoid()), 6, a=conv(8, 6)),
-    "selected channel gates": lambda: Net(lambda n, x: n.a(x * x[:, 3].sigmoid()[:, None]), 6, a=conv(8, 6)),
-    "selected and read": lambda: Net(lambda n, x: n.a(x) + n.b(x[:, 3][:, None]), 6, a=conv(8, 6), b=conv(1, 6)),
-    "roll": lambda: Net(lambda n, x: n.a(x.roll(3, 1)), 6, a=conv(8, 6)),
-    "flip": lambda: Net(lambda n, x: n.a(x.flip(1)), 6, a=conv(8, 6)),
-    "every other channel": lambda: Net(lambda n, x: n.a(x[:, ::2]) + n.b(x), 6, a=conv(4, 6), b=conv(8, 6)),
-    "foreign, every other": lambda: Net(
-        lambda n, x: n.a(n.s(x)) + n.b(x), 6, s=Foreign(lambda x: x[:, ::2]), a=conv(4, 6), b=conv(8, 6)
+# Uses of channels by position or number. Whether such a group is frozen or updated is free: it has to stay exact, and
+# the rest of the network prunable.
+POSITIONS: dict[str, tuple[Step, dict[str, Any]]] = {
+    "first channel gates": (lambda n, x: n.a(x * x[:, :1]), {"a": conv(8, 6)}),
+    "first channel gates softly": (lambda n, x: n.a(x * x[:, :1].sigmoid()), {"a": conv(8, 6)}),
+    "last channel gates softly": (lambda n, x: n.a(x * x[:, -1:].sigmoid()), {"a": conv(8, 6)}),
+    "last channel gates": (lambda n, x: n.a(x * x[:, -1:]), {"a": conv(8, 6)}),
+    "third channel gates": (lambda n, x: n.a(x * x[:, 2:3]), {"a": conv(8, 6)}),
+    "selected channel gates": (lambda n, x: n.a(x * x[:, 3].sigmoid()[:, None]), {"a": conv(8, 6)}),
+    "selected and read": (lambda n, x: n.a(x) + n.b(x[:, 3][:, None]), {"a": conv(8, 6), "b": conv(1, 6)}),
+    "slice in the middle": (lambda n, x: n.a(x[:, 2:5]) + n.b(x), {"a": conv(3, 6), "b": conv(8, 6)}),
+    "every other channel": (lambda n, x: n.a(x[:, ::2]) + n.b(x), {"a": conv(4, 6), "b": conv(8, 6)}),
+    "foreign, every other": (
+        lambda n, x: n.a(n.s(x)) + n.b(x),
+        {"s": Foreign(lambda x: x[:, ::2]), "a": conv(4, 6), "b": conv(8, 6)},
     ),
-    "foreign, two inputs": lambda: Net(
-        lambda n, x: n.s(n.a(x), x), 12, a=conv(8, 12, stride=2), s=Foreign(lambda a, x: pad_four(x) + a)
+    "foreign, two inputs": (
+        lambda n, x: n.b(n.s(n.a(x), x)),
+        {"s": Foreign(lambda a, x: pad_four(x) + a), "a": conv(8, 12, stride=2), "b": conv(12, 6)},
     ),
-    "foreign, called twice": lambda: Net(
-        lambda n, x: n.a(x) + n.s(x) + n.s(n.b(x)), 12, a=conv(8, 12, stride=2), b=conv(8, 8), s=Foreign(pad_four)
+    "foreign, called twice": (
+        lambda n, x: n.c(torch.cat([n.s(x), n.s(n.b(x))], 1)),
+        {"s": Foreign(pad_four), "b": conv(8, 8), "c": conv(24, 6)},
     ),
-    "adapting, called twice": lambda: Net(
-        lambda n, x: n.a(torch.cat([n.s(x), n.s(n.b(x))], 1)), 6, b=conv(8, 8), s=ZeroPadShortcut(1, 1, 1),
-        a=conv(20, 6),
+    "adapting, called twice": (
+        lambda n, x: n.c(torch.cat([n.s(x), n.s(n.b(x))], 1)),
+        {"s": ZeroPadShortcut(1, 1, 1), "b": conv(8, 8), "c": conv(20, 6)},
     ),
-    "expand to a literal": lambda: Net(lambda n, x: x * n.g(x).expand(-1, 8, 4, 4), 8, g=gate(8)),
-    "functional depthwise": lambda: Net(lambda n, x: n.a(n.d(x)), 6, d=Depthwise(8), a=conv(8, 6)),
-    "split by sizes": lambda: Net(
-        lambda n, x: n.a(x.split([3, 5], 1)[0]) + n.b(x.split([3, 5], 1)[1]), 6, a=conv(3, 6), b=conv(5, 6)
+    "roll": (lambda n, x: n.a(x.roll(1, 1)), {"a": conv(8, 6)}),
+    "flip": (lambda n, x: n.a(x.flip(1)), {"a": conv(8, 6)}),
+    "expand to a literal": (lambda n, x: n.a(x * n.g(x).expand(-1, 8, 4, 4)), {"g": gate(8), "a": conv(8, 6)}),
+    "functional depthwise": (lambda n, x: n.a(n.d(x)), {"d": Depthwise(8), "a": conv(8, 6)}),
+    "split by sizes": (
+        lambda n, x: n.a(x.split([3, 5], 1)[0]) + n.b(x.split([3, 5], 1)[1]), {"a": conv(3, 6), "b": conv(5, 6)}
     ),
+    "zeros made to measure": (cat_zeros, {"a": conv(8, 12), "b": conv(12, 6)}),
+    "zeros by a literal": (cat_literal_zeros, {"a": conv(8, 12), "b": conv(12, 6)}),
+    "new zeros": (cat_new_zeros, {"a": conv(8, 12), "b": conv(12, 6)}),
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:gnnrl_gym", "ignore:.*frozen:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*frozen:UserWarning")
 @pytest.mark.parametrize("name", POSITIONS)
 def test_whatever_depends_on_positions_stays_exact(name: str) -> None:
-    model, x = randomise(POSITIONS[name]()), images(1, 3, 4, 4)
-    network = PrunableNetwork(model, x)
-    for plan in random_plans(network, 12):
-        assert_close(outputs(network.slim(plan), x), outputs(network.mask(plan), x))
+    step, parts = POSITIONS[name]
+    model, x = randomise(Net(step, 6, deep=True, **parts)), images(1, 3, 4, 4)
+    for order in ("l2", "random"):  # which channels go first decides what a position means
+        network = PrunableNetwork(model, x, order)
+        for plan in random_plans(network, 15):
+            assert_close(outputs(network.slim(plan), x), outputs(network.mask(plan), x))
 
 
 @pytest.mark.filterwarnings("ignore:.*frozen:UserWarning")
@@ -332,7 +367,7 @@ def test_two_inputs() -> None:
 
 
 class Residual(nn.Module):
-    def __init__(self, c: int, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
@@ -362,8 +397,8 @@ def piece(draw: Callable[[int], int], c: int, wide: int) -> tuple[nn.Module, int
     """A random part of a network for `c` channels (a multiple of 4), and how many it gives."""
     kinds: list[Callable[[], tuple[nn.Module, int]]] = [
         lambda: (conv(c, wide), wide),
-        lambda: (Residual(c, nn.Sequential(conv(c, wide, 1), conv(wide, c))), c),
-        lambda: (Residual(c, nn.Sequential(conv(c, c, groups=c), conv(c, c, 1))), c),
+        lambda: (Residual(nn.Sequential(conv(c, wide, 1), conv(wide, c))), c),
+        lambda: (Residual(nn.Sequential(conv(c, c, groups=c), conv(c, c, 1))), c),
         lambda: (Parallel(conv(c, 4, 1), nn.Sequential(conv(c, wide, 1), conv(wide, 8)), nn.Identity()), c + 12),
         lambda: (nn.Sequential(conv(c, wide, groups=4), Foreign(lambda x: shuffle(x, 4)), conv(wide, 8)), 8),
         lambda: (Gated(c), c),

@@ -46,7 +46,7 @@ class Slimmer:
         with torch.no_grad():
             for name, dims in self._dims.items():
                 for dim, owner in dims if name in tensors else ():
-                    tensors[name].index_fill_(dim, _indices(~_stays(owner, kept)), 0)
+                    tensors[name].index_fill_(dim, _indices(~_stays(owner, kept), tensors[name]), 0)
         return model
 
     def slim(self, kept: np.ndarray) -> nn.Module:
@@ -63,7 +63,7 @@ class Slimmer:
     def _cut(self, name: str, tensor: Tensor, kept: np.ndarray) -> Tensor:
         data = tensor.detach()
         for dim, owner in self._dims.get(name, ()):
-            data = data.index_select(dim, _indices(_stays(owner, kept)).to(data.device))
+            data = data.index_select(dim, _indices(_stays(owner, kept), data))
         data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
         return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
@@ -78,8 +78,8 @@ def _stays(owner: Ints, kept: np.ndarray) -> np.ndarray:
     return np.append(kept, True)[owner]  # owner -1, nobody's, is the last: it stays
 
 
-def _indices(choice: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(choice))
+def _indices(choice: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(choice)).to(like.device)
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,424 @@
+"""GNNRL-Prune-v0: Gymnasium's rules, the contract of the design, what is refused, and how plans are scored."""
+
+from __future__ import annotations
+
+import pickle
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import assert_close, images, random_plans, randomise
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from stable_baselines3.common.env_checker import check_env as check_sb3_env
+
+from agents import make_sb3_env
+from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.evaluation.accuracy import PlanEvaluator, logits
+from gnnrl_gym.evaluation.folding import fold, foldable_pairs
+from gnnrl_gym.pruning.recalibration import batch_norms, recalibrate
+from gnnrl_gym.zoo import load_data, load_model
+
+ID = "GNNRL-Prune-v0"
+SMALL: dict[str, Any] = {"search_images": 100, "recalibration_images": 64, "device": "cpu"}
+INFO = {"widths", "macs_ratio", "params_ratio", "search_accuracy", "is_success", "evaluations"}
+
+Env = Any  # a pruning environment, wrapped by gym.make
+
+
+def make(**settings: Any) -> Env:
+    return gym.make(ID, **{**SMALL, **settings})
+
+
+@pytest.fixture
+def env(digits_env: Env) -> Env:
+    """The small default environment, at the start of an episode."""
+    digits_env.reset(seed=0)
+    return digits_env
+
+
+@pytest.fixture(scope="module")
+def free() -> Iterator[Env]:
+    """Free landing, three steps, budget of parameters."""
+    made = make(landing="free", max_steps=3, metric="params")
+    yield made
+    made.close()
+
+
+def prune(env: Env) -> Any:
+    assert isinstance(env.unwrapped, PruneEnv)
+    return env.unwrapped
+
+
+def ratios(env: Env, value: float) -> np.ndarray:
+    return np.full(env.action_space.shape, value, np.float32)
+
+
+def rollout(env: Env, seed: int, episodes: int = 2) -> list[Any]:
+    env.action_space.seed(seed)
+    trace: Any = []
+    for episode in range(episodes):
+        trace.append(env.reset(seed=seed if episode == 0 else None))
+        over = False
+        while not over:
+            trace.append(env.step(env.action_space.sample() / 3))
+            over = trace[-1][2] or trace[-1][3]
+    return trace
+
+
+# ---- Gymnasium's rules -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"render_mode": "ansi"}, {"render_mode": "rgb_array"}, {"landing": "free"}], ids=str
+)
+def test_gymnasium_check(settings: dict[str, Any]) -> None:
+    made = make(**settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # matplotlib and torch may warn of what they do among themselves
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="matplotlib|torch")
+        check_env(made.unwrapped, skip_render_check=not settings.get("render_mode"))
+
+
+def test_sb3_check(env: Env) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # advice for policies of SB3's own: a graph has rows
+        warnings.filterwarnings("ignore", message=r"Your observation \w+ has an unconventional shape")
+        check_sb3_env(make_sb3_env(env))
+
+
+def test_equal_seeds_give_equal_rollouts_also_from_a_pickle(env: Env) -> None:
+    again = pickle.loads(pickle.dumps(env.unwrapped))
+    first, second = rollout(env.unwrapped, 3), rollout(again, 3)
+    assert len(first) == len(second) > 3
+    assert data_equivalence(first, second)
+    assert not data_equivalence(first, rollout(env.unwrapped, 4))
+
+
+def test_spec_round_trip() -> None:
+    made = make(budget=0.4, metric="params", importance="l1", floor=0.2)
+    spec = EnvSpec.from_json(made.spec.to_json())
+    again = prune(gym.make(spec))
+    assert (again.budget, again.metric, again.arguments["importance"]) == (0.4, "params", "l1")
+    np.testing.assert_array_equal(again.floors, prune(made).floors)
+    assert data_equivalence(rollout(made.unwrapped, 1, 1), rollout(again, 1, 1))
+
+
+def test_global_randomness_is_left_alone(env: Env) -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    rollout(env, 0, 1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+
+
+# ---- the contract ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(4))
+def test_exact_landing_is_just_within_the_budget(env: Env, budget: float, seed: int) -> None:
+    env.reset(options={"budget": budget})
+    action = np.random.default_rng(seed).uniform(0.6, 1, env.action_space.shape).astype(np.float32)
+    observation, reward, terminated, truncated, info = env.step(action)
+    assert terminated and not truncated and info["is_success"]
+    assert budget - 0.03 < info["macs_ratio"] <= budget
+    assert reward == info["search_accuracy"] - 1
+    assert env.observation_space.contains(observation)
+    network = prune(env).network
+    assert info["macs_ratio"] == network.macs(info["widths"]) / network.macs(network.widths)
+    assert info["params_ratio"] == network.params(info["widths"]) / network.params(network.widths)
+
+
+def test_small_steps_end_on_the_budget_too(env: Env) -> None:
+    rewards, over = [], False
+    while not over:
+        _, reward, terminated, truncated, info = env.step(ratios(env, 0.12))
+        rewards.append(reward)
+        over = terminated or truncated
+    assert terminated and len(rewards) > 1
+    assert rewards[:-1] == [0] * (len(rewards) - 1)
+    assert -1 <= rewards[-1] < 0
+    assert 0.47 < info["macs_ratio"] <= 0.5
+
+
+def test_reward_is_the_accuracy_of_the_network_that_slim_builds(env: Env) -> None:
+    info = env.step(ratios(env, 0.8))[4]
+    inner = prune(env)
+    x, y = inner.data.search.take(100).tensors()
+    assert info["search_accuracy"] == pytest.approx((logits(inner.slim(), x).argmax(1) == y).double().mean().item())
+
+
+def test_steps_run_out(env: Env) -> None:
+    steps = [env.step(ratios(env, 0.0)) for _ in range(5)]
+    assert [s[1] for s in steps] == [0, 0, 0, 0, -1]
+    assert [s[3] for s in steps] == [False] * 4 + [True]
+    assert not any(s[2] or s[4]["is_success"] for s in steps)
+    np.testing.assert_array_equal(steps[-1][4]["widths"], prune(env).network.widths)
+
+
+def test_free_landing_crosses(free: Env) -> None:
+    free.reset(seed=0)
+    _, reward, terminated, _, info = free.step(ratios(free, 0.7))
+    full = prune(free).network.widths
+    np.testing.assert_allclose(info["widths"], 0.3 * full, atol=0.51)
+    assert terminated and info["params_ratio"] < 0.2
+    assert reward == info["search_accuracy"] - 1
+
+
+def test_free_landing_never_goes_below_the_floors(free: Env) -> None:
+    free.reset(seed=0)
+    info = free.step(ratios(free, 1.0))[4]
+    np.testing.assert_array_equal(info["widths"], prune(free).floors)
+    assert (info["widths"] >= 1).all()
+
+
+def test_kept_share_is_multiplied_step_by_step(free: Env) -> None:
+    free.reset(seed=0)
+    first, second = (free.step(ratios(free, 0.1))[4]["widths"] for _ in range(2))
+    full = prune(free).network.widths
+    np.testing.assert_array_equal(first, np.floor(0.9 * full + 0.5))
+    np.testing.assert_allclose(second, 0.81 * full, atol=0.51)
+
+
+def test_info_has_the_same_keys_always(env: Env) -> None:
+    infos = [entry[-1] for entry in rollout(env, 0)]
+    assert all(set(info) == INFO for info in infos)
+    assert all(type(info["widths"]) is np.ndarray and info["widths"].dtype == np.int64 for info in infos)
+
+
+def test_widths_of_an_info_are_the_callers_own(env: Env) -> None:
+    info = env.step(ratios(env, 0.05))[4]
+    before = info["widths"].copy()
+    info["widths"][:] = 1
+    np.testing.assert_array_equal(prune(env).widths, before)
+
+
+def test_every_scored_plan_is_counted(env: Env) -> None:
+    inner = prune(env)
+    start = inner.evaluations
+    env.step(ratios(env, 0.0))
+    assert inner.evaluations == start
+    assert env.step(ratios(env, 0.9))[4]["search_accuracy"] >= 0
+    assert inner.evaluations == start + 1
+    inner.evaluate(inner.widths)  # known already, and asked for all the same
+    assert inner.evaluations == start + 2
+
+
+def test_reset_gives_the_dense_network_back(env: Env) -> None:
+    env.step(ratios(env, 0.9))
+    observation, info = env.reset()
+    np.testing.assert_array_equal(info["widths"], prune(env).network.widths)
+    assert info["macs_ratio"] == info["params_ratio"] == 1
+    assert not info["is_success"]
+    dense = prune(env).network.graph(info["widths"], prune(env).budget)
+    np.testing.assert_array_equal(observation.nodes, dense.nodes)
+
+
+def test_budget_option_holds_for_one_episode(env: Env) -> None:
+    observation, _ = env.reset(options={"budget": 0.3})
+    np.testing.assert_allclose(observation.nodes[:, -1], 0.3)
+    assert env.step(ratios(env, 0.9))[4]["macs_ratio"] <= 0.3
+    env.reset()
+    assert prune(env).budget == 0.5
+
+
+@pytest.mark.parametrize(
+    "options", [{"budget": 0}, {"budget": 1.0}, {"budget": float("nan")}, {"budget": 1e-6}, {"speed": 3}], ids=str
+)
+def test_wrong_reset_options_raise(env: Env, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        env.reset(options=options)
+
+
+def wrong_actions(size: int) -> dict[str, Any]:
+    ones = np.full(size, 0.5)
+    at = np.arange(size) == size - 1
+    return {
+        "nan": np.where(at, np.nan, ones), "inf": np.where(at, np.inf, ones), "minus inf": np.where(at, -np.inf, ones),
+        "too short": ones[:-1], "too long": np.append(ones, 0.5), "a row": ones[None], "a number": 0.5,
+        "negative": np.where(at, -0.1, ones), "above one": np.where(at, 1.1, ones), "None": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", wrong_actions(3))
+def test_wrong_actions_raise_and_change_nothing(env: Env, mistake: str) -> None:
+    inner = prune(env)
+    env.step(ratios(env, 0.05))
+    widths, evaluations = inner.widths.copy(), inner.evaluations
+    with pytest.raises(ValueError, match=r"[Aa]ction|ratio"):
+        inner.step(wrong_actions(len(widths))[mistake])
+    np.testing.assert_array_equal(inner.widths, widths)
+    assert inner.evaluations == evaluations
+    for steps_left in (3, 2, 1, 0):  # the step was not counted either
+        assert inner.step(ratios(env, 0.0))[3] == (steps_left == 0)
+
+
+def test_step_without_an_episode_raises(env: Env) -> None:
+    env.step(ratios(env, 0.9))
+    with pytest.raises(RuntimeError, match="reset"):
+        env.unwrapped.step(ratios(env, 0.1))
+    with pytest.raises(RuntimeError, match="reset"):
+        pickle.loads(pickle.dumps(env.unwrapped)).step(ratios(env, 0.1))
+
+
+def test_ansi_render_names_every_group() -> None:
+    made = make(render_mode="ansi")
+    made.reset(seed=0)
+    made.step(ratios(made, 0.9))
+    lines = made.render().splitlines()
+    network = prune(made).network
+    assert len(lines) == len(network.widths) + 1
+    for name, kept, line in zip(network.group_names, prune(made).widths, lines, strict=False):
+        assert name in line and f"{kept} /" in line
+    assert "search accuracy" in lines[-1]
+
+
+def test_rgb_render_is_an_image_that_follows_the_plan() -> None:
+    made = make(render_mode="rgb_array")
+    made.reset(seed=0)
+    first = made.render()
+    made.step(ratios(made, 0.9))
+    second = made.render()
+    assert first.dtype == np.uint8 and first.ndim == 3 and first.shape[2] == 3
+    assert first.shape == second.shape and (first != second).any()
+
+
+def test_render_without_a_mode_raises(env: Env) -> None:
+    with pytest.raises(ValueError, match="render_mode"):
+        prune(env).render()
+
+
+# ---- the constructor -------------------------------------------------------------------------------------------
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "budget 0": ({"budget": 0}, "budget"),
+    "budget 1.5": ({"budget": 1.5}, "budget"),
+    "budget nan": ({"budget": float("nan")}, "budget"),
+    "unreachable budget": ({"budget": 0.1, "floor": 0.9}, "budget.*floor"),
+    "metric": ({"metric": "flops"}, "metric.*macs, params"),
+    "landing": ({"landing": "soft"}, "landing.*exact, free"),
+    "importance": ({"importance": "best"}, "importance.*l1"),
+    "floor 1": ({"floor": 1.0}, "floor"),
+    "floor negative": ({"floor": -0.1}, "floor"),
+    "no steps": ({"max_steps": 0}, "max_steps"),
+    "no search images": ({"search_images": 0}, "search_images"),
+    "one recalibration image": ({"recalibration_images": 1}, "recalibration_images"),
+    "model name": ({"model": "resnet21", "data": "digits"}, "resnet20"),
+    "data name": ({"data": "digit"}, "digits"),
+    "data mismatch": ({"model": "resnet20"}, r"resnet20|images of 'digits'"),
+    "wrong number of classes": ({"model": load_model("digits-resnet", "random", 7)}, "10 classes"),
+    "device": ({"device": "tpu9"}, "device"),
+    "render mode": ({"render_mode": "human"}, "render_mode"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_wrong_arguments_raise_before_work(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*_: Any) -> None:
+        raise AssertionError("plans were scored before the arguments were checked")
+
+    monkeypatch.setattr(PlanEvaluator, "score", work)
+    monkeypatch.setattr(PlanEvaluator, "sensitivity", work)
+    settings, message = WRONG[mistake]
+    with pytest.raises(ValueError, match=message):
+        PruneEnv(**{**SMALL, **settings})
+
+
+def test_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="GPU"):
+        PruneEnv(device="cuda")
+    assert PruneEnv(search_images=10, recalibration_images=10, device="auto").device.type == "cpu"
+
+
+def test_module_and_data_objects_are_accepted_and_left_alone(env: Env) -> None:
+    model, data = load_model("digits-resnet").train(), load_data("digits")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    made = make(model=model, data=data)
+    made.reset(seed=0)
+    env.reset(seed=0)
+    given, named = made.step(ratios(made, 0.8)), env.step(ratios(env, 0.8))
+    assert data_equivalence(given, named)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training
+
+
+# ---- scoring ---------------------------------------------------------------------------------------------------
+
+
+def test_folded_network_is_the_same_function(env: Env) -> None:
+    inner = prune(env)
+    x, pairs = inner.data.search.take(50).tensors()[0], foldable_pairs(inner.network.channels)
+    assert pairs
+    for plan in random_plans(inner.network, 3):
+        built = inner.evaluator.build(plan)
+        plain = logits(built, x).clone()
+        norms = len(batch_norms(built))
+        folded = fold(built, pairs)
+        assert len(batch_norms(folded)) == norms - len(pairs) < norms
+        assert_close([logits(folded, x)], [plain])
+
+
+def test_same_plan_same_score_whoever_asks(env: Env) -> None:
+    inner = prune(env)
+    plan = inner.network.widths // 2
+    first = inner.evaluator.score(plan)
+    assert inner.evaluator.score(plan) == first
+    fresh = PlanEvaluator(inner.network, inner.data.train, inner.data.search.take(100), 64)
+    assert fresh.score(plan.astype(np.int32)) == first
+
+
+def test_sensitivity_has_a_number_per_group_and_is_in_the_observation(env: Env) -> None:
+    inner = prune(env)
+    rise = inner.evaluator.sensitivity()
+    assert rise.shape == inner.network.widths.shape
+    assert np.isfinite(rise).all() and (rise > 0).any()
+    builder = inner.network.graph_builder
+    before = builder.static.copy()
+    builder.set_sensitivity(rise)
+    np.testing.assert_array_equal(builder.static, before)
+
+
+def test_recalibration_replaces_statistics_and_nothing_else() -> None:
+    model, x = randomise(load_model("resnet20")).train(), images(96, 3, 32, 32)
+    norms = batch_norms(model)
+    norms[0].momentum = 0.3
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert recalibrate(model, x) is model
+    assert not any(module.training for module in model.modules())
+    assert [norm.momentum for norm in norms] == [0.3] + [0.1] * (len(norms) - 1)
+    for key, value in model.state_dict().items():
+        statistic = "running" in key or "num_batches" in key
+        assert torch.equal(value, before[key]) != statistic, key
+
+
+def test_recalibrated_statistics_are_those_of_the_images() -> None:
+    model, x = randomise(load_model("resnet20")), images(64, 3, 32, 32)
+    first = model.conv1(x).transpose(0, 1).flatten(1)
+    recalibrate(model, x)
+    torch.testing.assert_close(model.bn1.running_mean, first.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.bn1.running_var, first.var(1), rtol=1e-4, atol=1e-5)
+
+
+def test_step_without_evaluation_is_quick() -> None:
+    # the data's images are 8x8 and grey: a network of the size of ResNet-56 for them
+    from gnnrl_gym.zoo.resnet import CifarResNet
+
+    inner: Any = PruneEnv(model=CifarResNet(9, in_channels=1), max_steps=50, search_images=10, recalibration_images=10)
+    inner.reset(seed=0)
+    action, seconds = np.full(inner.action_space.shape, 0.001, np.float32), []
+    for _ in range(30):
+        start = time.perf_counter()
+        inner.step(action)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.02  # 2 ms, with room for a busy machine

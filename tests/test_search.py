@@ -1,0 +1,273 @@
+"""agents.search: what it spends, what it keeps, and that it replays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import count_params
+from torch import Tensor
+
+from agents import SearchResult, search
+from agents.refine import evaluate_run, finetune_run
+from agents.searchers import SEARCHERS, run_episode
+from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.zoo import Split, load_data, load_model
+
+Env = gym.Env[Any, Any]
+KEYS = {
+    "model", "data", "budget", "metric", "method", "seed", "evaluations", "widths", "macs_ratio", "params_ratio",
+    "search_accuracy", "test_accuracy", "finetuned_accuracy", "versions",
+}  # fmt: skip
+EVALUATIONS = {"uniform": 1, "random": 8, "ppo": 8}
+
+
+@pytest.fixture(scope="module", params=EVALUATIONS)
+def run(request: pytest.FixtureRequest, digits_env: Env, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    """A small search with every method, in a run folder."""
+    return search(digits_env, request.param, 8, seed=1, out=tmp_path_factory.mktemp("runs") / request.param)
+
+
+def folder(run: SearchResult) -> Path:
+    assert run.out is not None
+    return Path(run.out)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_spends_what_it_was_given_and_keeps_the_budget(run: SearchResult, digits_env: Env) -> None:
+    network = digits_env.unwrapped.network  # type: ignore[attr-defined]
+    assert run.evaluations == EVALUATIONS[run.method]
+    assert run.macs_ratio == network.macs(run.widths) / network.macs(network.widths) <= run.budget == 0.5
+    assert run.params_ratio == network.params(run.widths) / network.params(network.widths)
+
+
+def test_every_evaluation_has_a_line_and_the_best_is_kept(run: SearchResult) -> None:
+    logged = lines(folder(run))
+    assert [line["evaluation"] for line in logged] == list(range(1, run.evaluations + 1))
+    best = max(logged, key=lambda line: line["search_accuracy"])
+    assert run.search_accuracy == best["search_accuracy"]
+    assert run.widths == best["widths"]
+
+
+def test_record_is_complete(run: SearchResult) -> None:
+    record = json.loads((folder(run) / "result.json").read_text())
+    assert set(record) >= KEYS
+    assert record["finetuned_accuracy"] is None
+    assert (record["model"], record["data"], record["metric"], record["seed"]) == ("digits-resnet", "digits", "macs", 1)
+    assert {"python", "torch", "gnnrl_gym"} <= set(record["versions"])
+    for key in ("search_accuracy", "test_accuracy", "dense_test_accuracy"):
+        assert 0 <= record[key] <= 1
+
+
+def test_result_replays(run: SearchResult) -> None:
+    again, test = SearchResult.load(folder(run)), load_data("digits").test
+    assert again == run
+    pruned = again.pruned()
+    assert accuracy(pruned, test) == run.test_accuracy
+    assert again.dense_test_accuracy == accuracy(load_model("digits-resnet"), test)
+    assert count_params(pruned) == again.network().params(run.widths)
+
+
+def test_evaluate_agrees_with_the_record(run: SearchResult) -> None:
+    measured = evaluate_run(folder(run), "cpu", batch=2)
+    assert measured.accuracy == measured.recorded_accuracy == run.test_accuracy
+    assert measured.macs[1] / measured.macs[0] == run.macs_ratio
+    assert measured.params[1] / measured.params[0] == run.params_ratio
+    assert min(measured.latency) > 0
+
+
+def test_pruned_needs_a_folder(digits_env: Env) -> None:
+    with pytest.raises(ValueError, match="out="):
+        search(digits_env, "uniform", 1).pruned()
+
+
+@pytest.mark.parametrize("method", ["random", "ppo"])
+def test_seeds_decide(digits_env: Env, tmp_path: Path, method: str) -> None:
+    plans = []
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        search(digits_env, method, 5, seed=seed, out=tmp_path / name)
+        plans.append([(line["widths"], line["search_accuracy"]) for line in lines(tmp_path / name)])
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2]
+    assert len({str(widths) for widths, _ in plans[0]}) > 1
+
+
+def test_ppo_settings_reach_the_agent(digits_env: Env) -> None:
+    with pytest.raises(TypeError, match="no_such_setting"):
+        search(digits_env, "ppo", 2, no_such_setting=3)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------
+
+
+def test_unknown_method_lists_the_known(digits_env: Env) -> None:
+    with pytest.raises(ValueError, match="ppo, uniform, random"):
+        search(digits_env, "guess", 2)
+
+
+@pytest.mark.parametrize("evaluations", [0, -3])
+def test_no_evaluations_raise(digits_env: Env, evaluations: int) -> None:
+    with pytest.raises(ValueError, match="evaluations"):
+        search(digits_env, "uniform", evaluations)
+
+
+def test_other_environments_raise() -> None:
+    with pytest.raises(ValueError, match="GNNRL-Prune-v0"):
+        search(gym.make("CartPole-v1"), "random", 2)
+
+
+@pytest.mark.parametrize("occupy", [lambda p: (p.mkdir(), (p / "x").touch()), lambda p: p.touch()])
+def test_occupied_folder_raises_and_stays(digits_env: Env, tmp_path: Path, occupy: Callable[[Path], Any]) -> None:
+    out = tmp_path / "run"
+    occupy(out)
+    before, spent = sorted(tmp_path.rglob("*")), digits_env.unwrapped.evaluations  # type: ignore[attr-defined]
+    with pytest.raises(FileExistsError, match="run"):
+        search(digits_env, "uniform", 1, out=out)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert digits_env.unwrapped.evaluations == spent  # type: ignore[attr-defined]
+
+
+def test_empty_folder_is_taken(digits_env: Env, tmp_path: Path) -> None:
+    assert search(digits_env, "uniform", 1, out=tmp_path).out == str(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": "digits-resnet"}', '{"unknown": 1}'])
+def test_damaged_record_raises(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=r"result\.json"):
+        SearchResult.load(tmp_path)
+
+
+def test_missing_record_raises(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gnnrl search"):
+        SearchResult.load(tmp_path)
+
+
+# ---- interruption ----------------------------------------------------------------------------------------------
+
+
+def interrupted_after(evaluations: int) -> Callable[..., None]:
+    def searcher(recorder: Any, seed: int = 0, out: Path | None = None) -> None:
+        recorder.action_space.seed(seed)
+        for _ in range(evaluations):
+            run_episode(recorder, recorder.action_space.sample)
+        raise KeyboardInterrupt
+
+    return searcher
+
+
+def test_interrupted_search_leaves_a_usable_result(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SEARCHERS, "interrupted", interrupted_after(3))
+    result = search(digits_env, "interrupted", 100, out=tmp_path / "run")
+    again = SearchResult.load(tmp_path / "run")
+    assert result.interrupted and again.interrupted
+    assert again.evaluations == len(lines(tmp_path / "run")) == 3
+    assert accuracy(again.pruned(), load_data("digits").test) == result.test_accuracy
+
+
+def test_interrupted_before_the_first_evaluation(digits_env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SEARCHERS, "interrupted", interrupted_after(0))
+    with pytest.raises(KeyboardInterrupt):
+        search(digits_env, "interrupted", 100)
+
+
+# ---- the test split --------------------------------------------------------------------------------------------
+
+
+def watched(split: Split, seen: Callable[[], Any]) -> Split:
+    """The split, telling `seen` whenever its images are read."""
+
+    class Watched(Split):
+        def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+            seen()
+            return super().batch(indices)
+
+    return Watched(split.images, split.labels, split.mean, split.std)
+
+
+@pytest.mark.parametrize("method", ["random", "ppo"])
+def test_test_split_is_touched_only_after_the_last_evaluation(method: str) -> None:
+    data = load_data("digits")
+    touched: list[int] = []
+    inner: Any = None
+
+    def seen() -> None:
+        assert inner is not None, "touched when the environment was made"
+        touched.append(inner.evaluations)
+
+    env = gym.make(
+        "GNNRL-Prune-v0", data=replace(data, test=watched(data.test, seen)), search_images=50,
+        recalibration_images=32, device="cpu",
+    )  # fmt: skip
+    inner = env.unwrapped
+    search(env, method, 4)
+    assert touched and set(touched) == {4}
+
+
+# ---- afterwards ------------------------------------------------------------------------------------------------
+
+
+def test_finetuning_is_recorded_and_adds_up(digits_env: Env, tmp_path: Path) -> None:
+    result = search(digits_env, "uniform", 1, out=tmp_path / "run")
+    for epochs in (1, 2):
+        tuned = finetune_run(tmp_path / "run", 1, device="cpu")
+        assert tuned.finetune_epochs == epochs
+        assert tuned == SearchResult.load(tmp_path / "run")
+        assert accuracy(tuned.pruned(), load_data("digits").test) == tuned.finetuned_accuracy
+    assert (tuned.finetuned_accuracy or 0) > result.test_accuracy
+    assert (tuned.test_accuracy, tuned.widths) == (result.test_accuracy, result.widths)
+    assert evaluate_run(tmp_path / "run", "cpu").recorded_accuracy == tuned.finetuned_accuracy
+
+
+def test_finetuning_is_seeded(digits_env: Env, tmp_path: Path) -> None:
+    states = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        search(digits_env, "uniform", 1, out=tmp_path / name)
+        states.append(finetune_run(tmp_path / name, 1, device="cpu", seed=seed).pruned().state_dict()["conv1.weight"])
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_no_epochs_raise(run: SearchResult) -> None:
+    with pytest.raises(ValueError, match="epochs"):
+        finetune_run(folder(run), 0)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "random", "bn-scale", "l1"])
+def test_runs_of_every_importance_replay(tmp_path: Path, importance: str) -> None:
+    env = gym.make(
+        "GNNRL-Prune-v0", importance=importance, search_images=50, recalibration_images=40, device="cpu"
+    )
+    result = search(env, "uniform", 1, out=tmp_path / "run")
+    pruned = SearchResult.load(tmp_path / "run").pruned()
+    assert accuracy(pruned, load_data("digits").test) == result.test_accuracy
+
+
+def test_own_module_and_data_replay_with_the_module(tmp_path: Path) -> None:
+    model, data = load_model("digits-resnet", "random", seed=4), load_data("digits")
+    env = gym.make("GNNRL-Prune-v0", model=model, data=data, search_images=50, recalibration_images=40, device="cpu")
+    result = search(env, "uniform", 1, out=tmp_path / "run")
+    again = SearchResult.load(tmp_path / "run")
+    assert again.model == "CifarResNet"
+    with pytest.raises(ValueError, match="model="):
+        again.pruned()
+    assert accuracy(again.pruned(model), data.test) == result.test_accuracy
+    assert evaluate_run(tmp_path / "run", "cpu", model=model, data=data).accuracy == result.test_accuracy
+
+
+def test_accuracies_are_exact_shares(run: SearchResult) -> None:
+    count = 100  # search images of the environment
+    assert run.search_accuracy in {correct / count for correct in range(count + 1)}
+    assert np.isclose(run.test_accuracy * 400, round(run.test_accuracy * 400))
