@@ -179,15 +179,21 @@ def operator_name(node: fx.Node) -> str:
     return target.name().split("::")[-1].split(".")[0].rstrip("_")
 
 
-def propagate(trace: Trace, strict: bool = False) -> Channels:
+def propagate(trace: Trace, strict: bool = False, into: Channels | None = None) -> Channels:
     """Push ids through the whole graph.
 
+    Args:
+        strict: raise on an operation without a rule; otherwise what it touches is frozen.
+        into: what another trace of the same network gave: weights that both use have the same channels in both. The
+            costs stay those of the first trace.
+
     Raises:
-        UnsupportedOperation: `strict` and an operation has no rule. Otherwise what it touches is frozen.
+        UnsupportedOperation: with `strict`.
     """
     from gnnrl_gym.graph import rules  # noqa: F401  (fills RULES)
 
-    channels = Channels()
+    channels = into or Channels()
+    counted = len(channels.products) if into else None
     for node in trace.graph.nodes:
         if node.op == "placeholder":
             channels.values[node] = _operand(trace, node)
@@ -195,6 +201,7 @@ def propagate(trace: Trace, strict: bool = False) -> Channels:
             channels.values[node] = _apply(channels, node, strict)
         elif node.op == "output":
             fx.map_arg(node.args, lambda n: channels.freeze(channels.values[n]))
+    del channels.products[len(channels.products) if counted is None else counted :]
     return channels
 
 
@@ -217,7 +224,7 @@ def _apply(channels: Channels, node: fx.Node, strict: bool) -> Any:
     if strict:
         raise UnsupportedOperation(f"No channel rule for {place}. Leave strict=False to freeze what it touches.")
     operands = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, (Tensor, Weight))]
-    if any(isinstance(v, Weight) or varying(v) for v in operands):
+    if any(v.shape if isinstance(v, Weight) else varying(v) for v in operands):
         channels.unsupported.append(place)
     channels.freeze(operands)
     if macs := _macs(node):

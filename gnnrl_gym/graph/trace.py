@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -34,24 +35,37 @@ class Trace:
         """The nodes that compute something, in order."""
         return (node for node in self.graph.nodes if node.op == "call_function")
 
+    def used(self) -> set[str]:
+        """Names of the parameters and buffers that some operation reads."""
+        places = (node for node in self.graph.nodes if node.op == "placeholder" and node.users)
+        return {self.tensors[node.name] for node in places if node.name in self.tensors}
 
-def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Trace:
-    """Trace `model` in eval mode on `example_input` (a tensor, or the tuple of positional arguments).
+
+def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...], training: bool = False) -> Trace:
+    """Trace `model` on `example_input` (a tensor, or the tuple of positional arguments), in eval or training mode.
 
     Raises:
         UnsupportedOperation: `torch.export` can't follow the forward, for example because it branches on data.
     """
     args = example_input if isinstance(example_input, tuple) else (example_input,)
-    was_training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(*args)  # a plain mistake (a wrong input shape) shows its own error, not export's
+    with _mode(model, training), torch.random.fork_rng(devices=[]):
+        if not training:
+            with torch.no_grad():
+                model(*args)  # a plain mistake (a wrong input shape) shows its own error, not export's
         exported = _export(model, args)
-    finally:
-        for module in was_training:
-            module.training = True
     return Trace(exported.graph, *_inputs(model, exported))
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Eval or training mode for a while; every module gets back what it had."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
 
 
 def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:

@@ -57,6 +57,7 @@ class PrunableNetwork:
         self.example_input = example_input if isinstance(example_input, tuple) else (example_input,)
         self.trace = trace(model, example_input)
         self.channels = propagate(self.trace, strict)
+        self._follow_training_heads(strict)
         for place in self.channels.unsupported:
             warnings.warn(f"No channel rule for {place}: the groups that touch it are frozen.", stacklevel=2)
         self._set_groups(find_groups(self.channels))
@@ -67,6 +68,22 @@ class PrunableNetwork:
                 "output or an operation without a rule (see the warnings)."
             )
         self._order_by(importance_scores(model, self.groups, importance, batch))
+
+    def _follow_training_heads(self, strict: bool) -> None:
+        """Heads that only training uses (GoogLeNet's) read channels too: a second trace shows which."""
+        unused = {name for name, _ in self.model.named_parameters()} - self.trace.used()
+        if not unused:
+            return
+        # two samples: BatchNorm can't train on one
+        args = tuple(torch.cat([a, a]) if isinstance(a, Tensor) and a.dim() else a for a in self.example_input)
+        try:
+            propagate(trace(self.model, args, training=True), strict, into=self.channels)
+        except (UnsupportedOperation, RuntimeError, ValueError) as error:
+            warnings.warn(
+                f"Parameters that eval mode does not use ({sorted(unused)[0]} and {len(unused) - 1} more) are left as "
+                f"they are, since training mode can't be traced: {str(error)[:300]}",
+                stacklevel=3,
+            )
 
     def _order_by(self, importance: Floats) -> None:
         self.importance = importance
