@@ -12,6 +12,7 @@ from typing import Annotated
 import gymnasium as gym
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
@@ -131,7 +132,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, FileNotFoundError, FileExistsError, UnsupportedOperation) as error:
-        Console(stderr=True).print(f"[red]Error:[/] {error}", highlight=False, markup=True)
+        Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -95,7 +95,8 @@ class SearchResult:
             except ValueError as error:
                 raise ValueError(f"{error}. The run pruned a module of your own: pass model=.") from error
         shape = self.settings.get("input_shape") or input_shape_for(self.model)
-        return PrunableNetwork(model, torch.zeros(1, *shape), self.importance)
+        # the order of the units is of no matter here: the run folder says which were kept
+        return PrunableNetwork(model, torch.zeros(1, *shape))
 
     def pruned(self, model: nn.Module | None = None) -> nn.Module:
         """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""

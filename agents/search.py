@@ -61,7 +61,7 @@ def search(
     finally:
         recorder.close()
     if recorder.best is None:
-        raise RuntimeError(f"{method} never reached the budget {prune.budget}: give it more evaluations or steps.")
+        raise ValueError(f"{method} never reached the budget {prune.budget}: give it more evaluations or steps.")
     result = _result(prune, recorder, method, seed, time.perf_counter() - start)
     result.interrupted = interrupted
     if folder:

@@ -52,11 +52,15 @@ def land(
 
 
 def _fill(widths: Ints, departed: Ints, cost: Callable[[Ints], int], limit: float) -> Ints:
-    """Give back at most one unit to every group of `departed`, last first, where the cost stays within `limit`."""
-    for group in dict.fromkeys(departed[::-1].tolist()):
+    """Give the units of `departed` back to their groups, last first, where the cost stays within `limit`."""
+    full: set[int] = set()  # groups whose next unit does not fit, and never will
+    for group in departed[::-1].tolist():
+        if group in full:
+            continue
         widths[group] += 1
         if cost(widths) > limit:
             widths[group] -= 1
+            full.add(group)
     return widths
 
 

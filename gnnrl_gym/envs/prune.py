@@ -104,7 +104,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self.data = data if isinstance(data, DataSplits) else load_data(data)
         # a module of the caller's is copied: it may move to another device here
         own = copy.deepcopy(model) if isinstance(model, nn.Module) else None
-        module = own or load_model(str(model), weights, self.data.num_classes)
+        module = load_model(str(model), weights, self.data.num_classes) if own is None else own
         self.metric, self.landing, self.max_steps, self.render_mode = metric, landing, max_steps, render_mode
         self.network = self._prunable(module.to(self.device), importance, recalibration_images)
         self.floors = np.maximum(np.ceil(floor * self.network.widths).astype(np.int64), 1)

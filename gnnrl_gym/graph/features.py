@@ -287,4 +287,4 @@ def _describe(node: fx.Node) -> list[float]:
     stride = stride[0] if isinstance(stride, (list, tuple)) else stride
     shape = shape_of(node)
     resolution = shape[-1] if len(shape) > 2 else 1
-    return [*operator, math.log2(kernel) / 3, math.log2(stride), math.log2(groups) / 10, math.log2(resolution) / 8]
+    return [*operator, math.log2(kernel) / 4, math.log2(stride) / 4, math.log2(groups) / 10, math.log2(resolution) / 8]

@@ -15,6 +15,7 @@ from gnnrl_gym.graph.channels import (
     Weight,
     along,
     compress,
+    operator_name,
     rule,
     spread,
     varying,
@@ -41,6 +42,7 @@ def convolution(
     else:
         members = torch.cat([inputs.view(groups, -1), outputs.view(groups, -1)], dim=1)
         c.merge(members, members[:, :1].expand(members.shape).clone())
+        c.literals.append(node)
         c.grouped[weight.name] = len(outputs) // groups
         c.products.append(Product(node, cost * weight.shape[1], ((weight.name, 0),)))
     return spread(outputs, 1, shape)
@@ -85,7 +87,7 @@ def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     carriers = [t for t in tensors if _fills(t, dims, shape)]
     if not carriers:
         return NotImplemented
-    c.freeze([t for t in tensors if varying(t) and not _fills(t, dims, shape)])
+    c.freeze([t for t in tensors if not _fills(t, dims, shape)])
     wide = [t.expand(shape) for t in carriers]
     for other in wide[1:]:
         c.merge(wide[0], other)
@@ -149,20 +151,23 @@ def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
     if not isinstance(x, Tensor):
         return NotImplemented
     result = compress(x.reshape(shape_of(node)))
-    if varying(x):
+    if varying(x) and operator_name(node) != "flatten":  # which names dimensions, not sizes
         c.literals.append(node)
     for d in varying(result)[:-1]:
         c.merge(result, result.narrow(d, 0, 1).expand(result.shape).clone())
     return result
 
 
-@rule("transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "roll", "flip", "getitem", "select", "numpy_T")
+@rule("transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "expand_as", "roll", "flip", "getitem", "select",
+      "numpy_T")  # fmt: skip
 def move(c: Channels, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Executed on the ids as it is."""
     if isinstance(x, Weight):
         return NotImplemented
     target: Any = node.target
     result = target(x, *args, **kwargs)
+    if operator_name(node) in ("select", "roll", "expand") and varying(x):
+        c.literals.append(node)  # an index, a shift or a size may be one of channels
     return compress(result) if isinstance(result, Tensor) else result
 
 

@@ -85,7 +85,7 @@ def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
     """A unit goes when all its readers lose it: the sum of weight times gradient over them is the first-order change
     of the loss; its square is averaged over mini-batches."""
     readers = [(w, owner) for w, dim, owner in _owned(model, groups) if dim == 1]
-    was_training = model.training
+    before = [(module, module.training) for module in model.modules()]
     model.eval()
     scores = np.zeros(len(groups.group_of))
     for images, labels in zip(batch[0].split(32), batch[1].split(32), strict=True):
@@ -96,5 +96,6 @@ def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
         for (weight, owner), gradient in zip(readers, gradients, strict=True):
             change += _spread(groups, owner, (weight * gradient).transpose(0, 1).flatten(1).sum(1))
         scores += change**2
-    model.train(was_training)
+    for module, mode in before:
+        module.training = mode
     return scores

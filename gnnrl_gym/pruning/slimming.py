@@ -105,10 +105,12 @@ def _resize(module: nn.Module, outputs_per_group: int | None) -> None:
 
 
 def literal_home(model: nn.Module, path: str) -> str:
-    """Who keeps a literal that stands in module `path`: "attribute" (the module updates it), "traced" (a foreign
-    module without parameters, replaced by its traced graph), or "code" (nobody can change it: it must be computed
-    from shapes, which a probe checks)."""
+    """Who keeps a literal that stands in module `path`: "attribute" (the module updates it), "resized" (a torch.nn
+    convolution, whose groups are), "traced" (a foreign module without parameters, replaced by its traced graph), or
+    "code" (nobody can change it: it must be computed from shapes, which a probe checks)."""
     module = model.get_submodule(path)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "resized"
     if isinstance(module, HoldsChannelPadding):
         return "attribute"
     own_tensors = next(iter(_named_tensors(module)), None)
