@@ -20,7 +20,8 @@ from agents.refine import evaluate_run, finetune_run
 from agents.results import RESULT, SearchResult
 from agents.search import search as run_search
 from agents.searchers import SEARCHERS
-from gnnrl_gym.envs.prune import METRICS
+from gnnrl_gym.envs.budget import METRICS, in_words
+from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.pruning.importance import IMPORTANCES
 from gnnrl_gym.zoo.models import DIGITS
@@ -38,11 +39,15 @@ def search(
     model: Annotated[str, typer.Option(help="digits-resnet, resnet20/32/44/56/110, or any of torchvision's.")] = DIGITS,
     weights: Annotated[str | None, typer.Option(help="State-dict file, or a torchvision weights name.")] = None,
     data: Annotated[str | None, typer.Option(help="Data name, .npz file or image folder. [default: digits]")] = None,
-    budget: Annotated[float, typer.Option(help="Share of the dense cost that the pruned network may have.")] = 0.5,
-    metric: Annotated[str, typer.Option(help=f"What the budget counts: {', '.join(METRICS)}.")] = "macs",
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Share of the dense cost that may stay, or several: macs=0.5,latency=0.6. [default: 0.5]"),
+    ] = None,
+    metric: Annotated[str, typer.Option(help=f"What a plain budget counts: {', '.join(METRICS)}.")] = "macs",
     importance: Annotated[str, typer.Option(help=f"What orders the channels: {', '.join(IMPORTANCES)}.")] = "l2",
     method: Annotated[str, typer.Option(help=f"Searcher: {', '.join(SEARCHERS)}.")] = "ppo",
     evaluations: Annotated[int, typer.Option(help="Candidate plans that may be scored.")] = 400,
+    round_to: Annotated[int, typer.Option(help="Widths are multiples of this, or full.")] = 1,
     search_images: Annotated[int, typer.Option(help="Images of the search split that score a plan.")] = 1000,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal searches.")] = 0,
     device: Device = "auto",
@@ -56,11 +61,12 @@ def search(
         console.print(f"[yellow]No --weights: {model} is pruned with random weights, which says little.[/]")
     folder = out or RUNS / f"{model}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
     env = gym.make(
-        "GNNRL-Prune-v0", model=model, data=data or "digits", weights=weights, budget=budget, metric=metric,
-        importance=importance, search_images=search_images, device=device,
+        "GNNRL-Prune-v0", model=model, data=data or "digits", weights=weights, budget=_budget(budget or ["0.5"]),
+        metric=metric, importance=importance, round_to=round_to, search_images=search_images, device=device,
     )  # fmt: skip
-    groups = len(env.unwrapped.network.widths)  # type: ignore[attr-defined]
-    console.print(f"{model}: {groups} channel groups, budget {budget:g} of {metric}, {evaluations} evaluations")
+    inner: PruneEnv = env.unwrapped  # type: ignore[assignment]
+    groups, allowed = len(inner.network.widths), in_words(inner.budgets)
+    console.print(f"{model}: {groups} channel groups, budget {allowed}, {evaluations} evaluations")
     result = run_search(env, method, evaluations, seed, folder, progress=True)
     if finetune and not result.interrupted:
         result = finetune_run(folder, finetune, device=device, seed=seed)
@@ -98,6 +104,21 @@ def evaluate(
     console.print(f"accuracy {again.accuracy!r}, in the record {again.recorded_accuracy!r}")
 
 
+def _budget(texts: list[str]) -> float | dict[str, float]:
+    """What --budget says, once or several times: "0.5", or "macs=0.5,latency=0.6"."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    try:
+        if len(parts) == 1 and "=" not in parts[0]:
+            return float(parts[0])
+        found = {name.strip(): float(share) for name, share in (part.split("=") for part in parts)}
+    except ValueError as error:
+        text = " ".join(texts)
+        raise ValueError(f"--budget {text!r}: write a share such as 0.5, or several: macs=0.5,latency=0.6.") from error
+    if len(found) < len(parts):
+        raise ValueError(f"--budget {' '.join(texts)!r} gives one metric twice: give each once.")
+    return found
+
+
 def _newest() -> Path:
     records = sorted(RUNS.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
     if not records:
@@ -109,6 +130,11 @@ def _show(result: SearchResult) -> None:
     table = Table("", "dense", "pruned")
     table.add_row("MACs", "100 %", f"{result.macs_ratio:.1%}")
     table.add_row("parameters", "100 %", f"{result.params_ratio:.1%}")
+    if result.memory_ratio is not None:
+        table.add_row("peak activations", "100 %", f"{result.memory_ratio:.1%}")
+    if result.latency is not None:
+        dense, pruned = (f"{1000 * result.latency[key]:.2f} ms" for key in ("dense_measured", "measured"))
+        table.add_row(f"latency (predicted {1000 * result.latency['predicted']:.2f} ms)", dense, pruned)
     table.add_row("search accuracy", "", f"{result.search_accuracy:.2%}")
     table.add_row("test accuracy", f"{result.dense_test_accuracy:.2%}", f"{result.test_accuracy:.2%}")
     if result.finetuned_accuracy is not None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from gnnrl_gym import PrunableNetwork
+from gnnrl_gym.files import write_atomic as write_atomic
+from gnnrl_gym.pruning.timing import processor
 from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.models import input_shape_for
 
@@ -28,9 +28,11 @@ class SearchResult:
 
     Attributes:
         model, weights, data: as given to the environment; class names where objects were given.
-        budget, metric, importance: of the environment.
+        budget, metric, importance: of the environment; a budget of several metrics is a dictionary.
         method, seed, evaluations: of the search; evaluations as counted by the environment.
-        widths: the best plan; macs_ratio, params_ratio: its real share of the dense cost.
+        widths: the best plan; macs_ratio, params_ratio, memory_ratio: its real share of the dense cost.
+        latency: where the budget counts it, seconds per image: predicted and measured, the dense network's measured
+            beside it, and the relative error of the prediction (`LatencyTable.check`).
         search_accuracy, test_accuracy: recalibrated, before fine-tuning.
         dense_test_accuracy: of the network that was pruned.
         finetuned_accuracy, finetune_epochs: on the test split, once there is one.
@@ -41,7 +43,7 @@ class SearchResult:
     model: str
     weights: str | None
     data: str
-    budget: float
+    budget: float | dict[str, float]
     metric: str
     importance: str
     method: str
@@ -54,6 +56,8 @@ class SearchResult:
     test_accuracy: float
     dense_test_accuracy: float
     seconds: float
+    memory_ratio: float | None = None
+    latency: dict[str, float] | None = None
     interrupted: bool = False
     finetuned_accuracy: float | None = None
     finetune_epochs: int | None = None
@@ -120,19 +124,6 @@ class SearchResult:
         write_atomic(folder / WEIGHTS, lambda file: torch.save(state, file))
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """`write` into a temporary file beside `path`, then put it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     packages = ("torch", "torchvision", "gymnasium", "stable-baselines3", "torch-geometric", "numpy", "gnnrl_gym")
@@ -148,11 +139,4 @@ def versions() -> dict[str, str]:
 def machine() -> str:
     """The processor and the GPU, in words."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"

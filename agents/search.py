@@ -14,6 +14,7 @@ from torch import nn
 from agents.recorder import PlanRecorder
 from agents.results import SearchResult
 from agents.searchers import SEARCHERS, EvaluationsExhausted
+from gnnrl_gym.envs.budget import in_words
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 
@@ -61,7 +62,8 @@ def search(
     finally:
         recorder.close()
     if recorder.best is None:
-        raise ValueError(f"{method} never reached the budget {prune.budget}: give it more evaluations or steps.")
+        allowed = in_words(prune.budgets)
+        raise ValueError(f"{method} never reached the budget, {allowed}: give it more evaluations or steps.")
     result = _result(prune, recorder, method, seed, time.perf_counter() - start)
     result.interrupted = interrupted
     if folder:
@@ -100,7 +102,7 @@ def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, secon
         model=_name(arguments["model"]),
         weights=None if arguments["weights"] is None else os.fspath(arguments["weights"]),
         data=env.data.name,
-        budget=env.budget,
+        budget=env.budget if len(env.budgets) == 1 else dict(env.budgets),
         metric=env.metric,
         importance=arguments["importance"],
         method=method,
@@ -113,12 +115,14 @@ def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, secon
         test_accuracy=accuracy(env.slim(plan), env.data.test),
         dense_test_accuracy=accuracy(network.model, env.data.test),
         seconds=seconds,
+        memory_ratio=network.memory(plan) / network.memory(network.widths),
+        latency=env.meter.table.check(plan) if env.meter.table else None,
         settings=_settings(env),
     )
 
 
 def _settings(env: PruneEnv) -> dict[str, Any]:
-    names = ("landing", "max_steps", "floor", "search_images", "recalibration_images")
+    names = ("landing", "max_steps", "floor", "round_to", "search_images", "recalibration_images")
     shape = {"input_shape": list(env.data.input_shape), "num_classes": env.data.num_classes}
     return {name: env.arguments[name] for name in names} | shape
 

@@ -83,7 +83,15 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 def benchmarks() -> dict[str, Benchmark]:
     """All benchmarks by name."""
-    from benchmarks import environment_throughput, search_comparison, slimming_exactness
+    from benchmarks import (
+        environment_throughput,
+        latency_prediction,
+        search_comparison,
+        slimming_exactness,
+        torchvision_coverage,
+    )
 
-    found = [slimming_exactness.BENCHMARK, environment_throughput.BENCHMARK, search_comparison.BENCHMARK]
-    return {benchmark.name: benchmark for benchmark in found}
+    found = (
+        torchvision_coverage, slimming_exactness, environment_throughput, search_comparison, latency_prediction
+    )  # fmt: skip
+    return {module.BENCHMARK.name: module.BENCHMARK for module in found}

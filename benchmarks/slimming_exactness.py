@@ -30,7 +30,7 @@ def run(options: Options) -> dict[str, Any]:
 def _measure(name: str, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = load_model(name, weights="random", seed=seed)
-    _randomise_statistics(model)
+    randomise_statistics(model)
     channels, size, _ = input_shape_for(name)
     x = torch.randn(1, channels, min(size, 64), min(size, 64))
     network, rng = PrunableNetwork(model, x), np.random.default_rng(seed)
@@ -62,7 +62,7 @@ def _check(network: PrunableNetwork, plan: np.ndarray, x: torch.Tensor) -> tuple
     return error, counter.get_total_flops() == 2 * network.macs(plan), params == network.params(plan)
 
 
-def _randomise_statistics(model: nn.Module) -> None:
+def randomise_statistics(model: nn.Module) -> None:
     """Fresh BatchNorms are the identity and would hide mistakes in their vectors."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -14,8 +14,18 @@ def round_widths(share: Floats, full: Ints, floors: Ints) -> Ints:
     return np.maximum(np.floor(share * full + 0.5).astype(np.int64), floors)
 
 
+def to_steps(widths: Ints, round_to: int) -> Ints:
+    """Widths in steps of `round_to` units, the last one begun counting whole."""
+    return -(-widths // round_to)
+
+
+def to_widths(steps: Ints, full: Ints, round_to: int) -> Ints:
+    """Steps -> widths: multiples of `round_to`, or the full width where that is none."""
+    return np.minimum(steps * round_to, full)
+
+
 def land(
-    share: Floats, action: Floats, full: Ints, floors: Ints, cost: Callable[[Ints], int], limit: float
+    share: Floats, action: Floats, full: Ints, floors: Ints, cost: Callable[[Ints], float], limit: float
 ) -> tuple[Floats, Ints]:
     """Shrink `share` by ``1 - t * action`` with the smallest t in [0, 1] whose cost is within `limit`.
 
@@ -28,7 +38,7 @@ def land(
         share: kept share of every group now, [A].
         action: pruning ratios [A] in [0, 1].
         full, floors: widths of the dense network, and the smallest allowed, [A].
-        cost: cost of a plan [A]; falls when any width falls.
+        cost: cost of a plan [A]; never rises when a width falls.
         limit: the budget in units of that cost.
 
     Returns:
@@ -51,7 +61,7 @@ def land(
     return share * (1 - t * action), _fill(after(high), groups[:high], cost, limit)
 
 
-def _fill(widths: Ints, departed: Ints, cost: Callable[[Ints], int], limit: float) -> Ints:
+def _fill(widths: Ints, departed: Ints, cost: Callable[[Ints], float], limit: float) -> Ints:
     """Give the units of `departed` back to their groups, last first, where the cost stays within `limit`."""
     full: set[int] = set()  # groups whose next unit does not fit, and never will
     for group in departed[::-1].tolist():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -13,7 +14,8 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from torch import nn
 
-from gnnrl_gym.envs.landing import land, round_widths
+from gnnrl_gym.envs.budget import METRICS, Budget, Meter, budgets_by_metric
+from gnnrl_gym.envs.landing import land, round_widths, to_steps, to_widths
 from gnnrl_gym.envs.rendering import draw_plan, plan_table
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator, resolve_device
 from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
@@ -22,7 +24,6 @@ from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
 from gnnrl_gym.zoo.models import DIGITS
 
-METRICS = ("macs", "params")
 LANDINGS = ("exact", "free")
 NOT_SCORED = -1.0  # not NaN: equal infos must compare equal
 
@@ -56,20 +57,25 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     * `model`: a name for `load_model`, or an `nn.Module`. Default: the digits network that ships with the package.
     * `data`: a name or path for `load_data`, or `DataSplits`. Default `digits`.
     * `weights`: a state-dict file or torchvision weights name, with a model name.
-    * `budget`: the share of the dense cost that is allowed, in (0, 1).
-    * `metric`: what the budget counts: `macs` or `params`.
+    * `budget`: the share of the dense cost that is allowed, in (0, 1); or shares by metric, all of which have to be
+      met, such as `{"macs": 0.5, "latency": 0.6}`.
+    * `metric`: what a single number counts: `macs`, `params`, `memory` (peak of the activations, see
+      `gnnrl_gym.pruning.memory`) or `latency` (of one image, predicted by a table that is measured here once and
+      cached, see `gnnrl_gym.pruning.latency`).
     * `importance`: what orders the units: l1, l2, bn-scale, taylor, random.
     * `landing`: `exact` or `free`. `max_steps`: steps before truncation.
     * `floor`: share of every group's units that always stays (at least one unit does).
+    * `round_to`: widths are multiples of it, or full. A group with fewer units than that stays whole.
     * `search_images`, `recalibration_images`: how many images score a plan, and re-estimate its statistics.
     * `device`: `auto`, `cpu`, `cuda`.
     * `render_mode`: `ansi` or `rgb_array`: the groups with what is kept and what it costs.
 
-    `reset(options={"budget": b})` sets the budget of one episode.
+    `reset(options={"budget": b})` sets the budget of one episode, counted by the same metrics.
 
     ## Info
     `widths`, `macs_ratio`, `params_ratio`, `search_accuracy` (-1 until there is one), `is_success`, `evaluations`
-    (in this episode; the attribute `evaluations` counts them since the environment was made).
+    (in this episode; the attribute `evaluations` counts them since the environment was made). With a budget of
+    memory or latency also `memory_ratio`, `latency_ratio`.
 
     ## Version History
     * v0: first version.
@@ -83,12 +89,13 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         model: str | nn.Module = DIGITS,
         data: str | os.PathLike[str] | DataSplits = "digits",
         weights: str | os.PathLike[str] | None = None,
-        budget: float = 0.5,
+        budget: Budget = 0.5,
         metric: str = "macs",
         importance: str = "l2",
         landing: str = "exact",
         max_steps: int = 5,
         floor: float = 0.1,
+        round_to: int = 1,
         search_images: int = 1000,
         recalibration_images: int = 256,
         device: str = "auto",
@@ -99,16 +106,22 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         _check(metric, METRICS, "metric")
         _check(landing, LANDINGS, "landing")
         _check(render_mode, (None, *self.metadata["render_modes"]), "render_mode")
-        _check_numbers(budget, floor, max_steps, search_images, recalibration_images)
+        budgets = budgets_by_metric(budget, metric)
+        _check_numbers(floor, max_steps, round_to, search_images, recalibration_images)
         self.device = resolve_device(device)
         self.data = data if isinstance(data, DataSplits) else load_data(data)
         # a module of the caller's is copied: it may move to another device here
         own = copy.deepcopy(model) if isinstance(model, nn.Module) else None
         module = load_model(str(model), weights, self.data.num_classes) if own is None else own
-        self.metric, self.landing, self.max_steps, self.render_mode = metric, landing, max_steps, render_mode
+        self.metric, self.landing, self.max_steps, self.render_mode = ",".join(budgets), landing, max_steps, render_mode
         self.network = self._prunable(module.to(self.device), importance, recalibration_images)
-        self.floors = np.maximum(np.ceil(floor * self.network.widths).astype(np.int64), 1)
-        self.budget = self._default_budget = self._check_budget(budget)
+        self.round_to, full = round_to, self.network.widths
+        floors = np.maximum(np.ceil(floor * full).astype(np.int64), 1)
+        self._steps_full, self._steps_floor = to_steps(full, round_to), to_steps(floors, round_to)
+        self.floors = to_widths(self._steps_floor, full, round_to)
+        self.meter = Meter(self.network, budgets)
+        self.meter.check(budgets, self.floors)
+        self.budgets = self._default_budgets = budgets
         self.evaluator = PlanEvaluator(
             self.network, self.data.train, self.data.search.take(search_images), recalibration_images, self.device
         )
@@ -144,18 +157,21 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self.network.graph_builder.set_sensitivity(self.evaluator.sensitivity())
         builder = self.network.graph_builder
         self.max_nodes, self.max_edges = builder.nodes, len(builder.edges)
-        self._dense_cost = {"macs": self.network.macs(self.network.widths)}
-        self._dense_cost["params"] = self.network.params(self.network.widths)
 
-    def _check_budget(self, budget: float) -> float:
-        cost = getattr(self.network, self.metric)
-        least = cost(self.floors) / cost(self.network.widths)
-        if not least <= budget < 1:
-            raise ValueError(
-                f"budget={budget} can't be met: it must be below 1 and at least {least:.4f}, the {self.metric} share "
-                "that is left at the floors. Lower `floor` or raise `budget`."
-            )
-        return budget
+    @property
+    def budget(self) -> float:
+        """The budget; of several the tightest, which is what the graph shows."""
+        return min(self.budgets.values())
+
+    def _budgets_for(self, budget: Budget) -> dict[str, float]:
+        """Budgets of one episode: a number where there is one metric, else shares of the same metrics."""
+        if not isinstance(budget, Mapping) and len(self._default_budgets) > 1:
+            raise ValueError(f"budget={budget} could be of {self.metric}: give a dictionary with a share for each.")
+        budgets = budgets_by_metric(budget, self.metric)
+        if set(budgets) != set(self._default_budgets):
+            raise ValueError(f"This environment's budget counts {self.metric}, not {','.join(budgets)}: make another.")
+        self.meter.check(budgets, self.floors)
+        return budgets
 
     # ---- Gymnasium ------------------------------------------------------------------------------------------
 
@@ -167,8 +183,8 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         options = options or {}
         if unknown := set(options) - {"budget"}:
             raise ValueError(f"Unknown reset option {sorted(unknown)[0]!r}: the only one is 'budget'.")
-        budget = self._check_budget(options.get("budget", self._default_budget))
-        self.budget = budget
+        budgets = self._budgets_for(options["budget"]) if "budget" in options else self._default_budgets
+        self.budgets = budgets
         self._restart()
         self._steps = 0
         return self._observation(), self._info()
@@ -180,7 +196,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         ratios = self._checked(action)
         self._share, self.widths = self._shrink(ratios)
         self._steps = (self._steps or 0) + 1
-        terminated = self.cost_ratio() <= self.budget
+        terminated = self.within_budget()
         truncated = not terminated and self._steps >= self.max_steps
         reward = 0.0
         if terminated:
@@ -196,14 +212,23 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         if self.render_mode is None:
             raise ValueError("Rendering needs gym.make(..., render_mode='ansi') or 'rgb_array'.")
         draw = plan_table if self.render_mode == "ansi" else draw_plan
-        return draw(self.network, self.widths, self.budget, self.metric, self._accuracy)
+        return draw(self.network, self.widths, self.budgets, self._accuracy)
 
     # ---- what searchers use -----------------------------------------------------------------------------------
 
     def cost_ratio(self, widths: Ints | None = None) -> float:
-        """Share of the dense cost, by the budget's metric, of a plan [A] (default: the present one)."""
-        cost: int = getattr(self.network, self.metric)(self.widths if widths is None else widths)
-        return cost / self._dense_cost[self.metric]
+        """Share of the dense cost, by the budget's metric, of a plan [A] (default: the present one).
+
+        Of several metrics the one whose budget is used up most.
+        """
+        plan = self.widths if widths is None else widths
+        worst = max(self.budgets, key=lambda metric: self.meter.ratio(metric, plan) / self.budgets[metric])
+        return self.meter.ratio(worst, plan)
+
+    def within_budget(self, widths: Ints | None = None) -> bool:
+        """Whether a plan [A] (default: the present one) meets all budgets."""
+        plan = self.widths if widths is None else widths
+        return all(self.meter.ratio(metric, plan) <= budget for metric, budget in self.budgets.items())
 
     def evaluate(self, widths: Ints) -> float:
         """One evaluation: the recalibrated search accuracy in [0, 1] of a plan [A]."""
@@ -237,23 +262,27 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         return ratios.clip(0, 1)
 
     def _shrink(self, ratios: np.ndarray) -> tuple[np.ndarray, Ints]:
-        full, share = self.network.widths, self._share * (1 - ratios)
+        full, floors = self._steps_full, self._steps_floor
         if self.landing == "free":
-            return share, round_widths(share, full, self.floors)
-        limit = self.budget * self._dense_cost[self.metric]
-        return land(self._share, ratios, full, self.floors, getattr(self.network, self.metric), limit)
+            share = self._share * (1 - ratios)
+            return share, self._to_widths(round_widths(share, full, floors))
+        cost, limit = self.meter.landing(self.budgets)
+        share, steps = land(self._share, ratios, full, floors, lambda steps: cost(self._to_widths(steps)), limit)
+        return share, self._to_widths(steps)
+
+    def _to_widths(self, steps: Ints) -> Ints:
+        return to_widths(steps, self.network.widths, self.round_to)
 
     def _observation(self) -> spaces.GraphInstance:
         return self.network.graph(self.widths, self.budget)
 
     def _info(self) -> dict[str, Any]:
-        macs, params = self.network.macs(self.widths), self.network.params(self.widths)
+        metrics = dict.fromkeys(("macs", "params", *self._default_budgets))
         return {
             "widths": self.widths.copy(),
-            "macs_ratio": macs / self._dense_cost["macs"],
-            "params_ratio": params / self._dense_cost["params"],
+            **{f"{metric}_ratio": self.meter.ratio(metric, self.widths) for metric in metrics},
             "search_accuracy": self._accuracy,
-            "is_success": self.cost_ratio() <= self.budget,
+            "is_success": self.within_budget(),
             "evaluations": self.evaluations - self._first,
         }
 
@@ -263,10 +292,10 @@ def _check(value: Any, allowed: tuple[Any, ...], name: str) -> None:
         raise ValueError(f"Unknown {name} {value!r}: choose one of {', '.join(map(str, allowed))}.")
 
 
-def _check_numbers(budget: float, floor: float, max_steps: int, search_images: int, images: int) -> None:
-    if not 0 < budget < 1:
-        raise ValueError(f"budget is a share of the dense cost in (0, 1), got {budget}.")
+def _check_numbers(floor: float, max_steps: int, round_to: int, search_images: int, images: int) -> None:
     if not 0 <= floor < 1:
         raise ValueError(f"floor is a share of units in [0, 1), got {floor}.")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"round_to is a whole number of units, at least 1, got {round_to!r}.")
     if min(max_steps, search_images) < 1 or images < 2:
         raise ValueError("max_steps and search_images must be at least 1, recalibration_images at least 2.")

@@ -258,12 +258,15 @@ class GraphBuilder:
         return result
 
     def _importance_quantiles(self, importance: Floats) -> Floats:
-        """Quantiles of a group's importance relative to its mean, less 1, clipped to [-1, 1]: is there a weak tail?"""
-        rows = []
-        for group in range(self.counts[0]):
-            scores = importance[self.groups.group_of == group]
-            rows.append(np.quantile(scores, [0.1, 0.25, 0.5, 0.75]) / max(abs(scores.mean()), 1e-12) - 1)
-        return np.clip(np.array(rows), -1, 1)
+        """[A, 4], see `importance_quantiles`."""
+        rows = [importance_quantiles(importance[self.groups.group_of == group]) for group in range(self.counts[0])]
+        return np.array(rows)
+
+
+def importance_quantiles(scores: Floats) -> Floats:
+    """Quantiles [4] of a group's scores [units] relative to their mean, less 1, in [-1, 1]: is there a weak tail?"""
+    relative = np.quantile(scores, [0.1, 0.25, 0.5, 0.75]) / max(abs(scores.mean()), 1e-12) - 1
+    return np.asarray(np.clip(relative, -1, 1))
 
 
 def _constant_row(count: int, size: int) -> Floats:

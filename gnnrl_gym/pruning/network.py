@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from gnnrl_gym.graph.hierarchy import find_hierarchy
 from gnnrl_gym.graph.trace import module_path, source_line, trace
 from gnnrl_gym.pruning.cost import macs_cost, params_cost
 from gnnrl_gym.pruning.importance import Batch, importance_scores
+from gnnrl_gym.pruning.memory import PeakMemory, peak_memory
 from gnnrl_gym.pruning.slimming import Slimmer, literal_home
 
 Plans = npt.ArrayLike
@@ -117,6 +119,17 @@ class PrunableNetwork:
         """Number of parameters: int, or int64 [B] for [B, A]."""
         return _plain(self.params_terms.total(self._plan(widths)))
 
+    def memory(self, widths: Plans) -> Any:
+        """Peak bytes of activations during one forward of the example input: int, or int64 [B] for [B, A].
+
+        `gnnrl_gym.pruning.memory` says what exactly is counted.
+        """
+        return _plain(self._peak_memory.peak(self._plan(widths)))
+
+    @cached_property
+    def _peak_memory(self) -> PeakMemory:
+        return peak_memory(self.trace, self.groups)
+
     @property
     def group_names(self) -> list[str]:
         """For each group the first weight that it owns channels of, without ".weight"."""
@@ -147,6 +160,14 @@ class PrunableNetwork:
     def mask(self, widths: Plans) -> nn.Module:
         """The full-size network in which the removed units contribute nothing."""
         return self.slimmer.mask(self.kept(widths))
+
+    def checked(self, widths: Plans) -> Ints:
+        """`widths` as an array int64 [A] or [B, A].
+
+        Raises:
+            ValueError: another shape, not integers, or not between 1 and the full widths.
+        """
+        return self._plan(widths)
 
     def _one_plan(self, widths: Plans) -> Ints:
         plan = self._plan(widths)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from gnnrl_gym.files import write_atomic
 from gnnrl_gym.zoo.data import DataSplits, load_data
 from gnnrl_gym.zoo.models import DIGITS, DIGITS_DEPTH, DIGITS_WEIGHTS, DIGITS_WIDTHS, load_model
 from gnnrl_gym.zoo.split import Split, augment
@@ -79,17 +78,6 @@ def describe(model: nn.Module, data: DataSplits, epochs: int, seed: int) -> dict
     }
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside ``path`` and renames, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def main() -> None:
     """Trains, prints the accuracies, writes the weights and the JSON beside them."""
     parser = argparse.ArgumentParser(description="Train the digits network that ships with the package.")
@@ -102,8 +90,8 @@ def main() -> None:
     model = train(data, arguments.epochs, arguments.seed)
     text = json.dumps(describe(model, data, arguments.epochs, arguments.seed), indent=2)
     print(text)
-    write_atomically(arguments.out, lambda path: torch.save(model.state_dict(), path))
-    write_atomically(arguments.out.with_suffix(".json"), lambda path: path.write_text(text + "\n"))
+    write_atomic(arguments.out, lambda file: torch.save(model.state_dict(), file))
+    write_atomic(arguments.out.with_suffix(".json"), lambda file: file.write(text.encode() + b"\n"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,165 @@
+"""Every classification network of torchvision: traced, slimmed, exact? Torch-Pruning beside it, where installed."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.slimming_exactness import randomise_statistics
+from gnnrl_gym import PrunableNetwork
+from gnnrl_gym.envs.landing import land
+
+PLANS = 3
+BUDGET = 0.5
+# the smallest images that the network takes, to save time: channels, not pixels, are what is checked
+_SIZES = {"vit_h_14": 224, "vit_": 224, "maxvit": 224, "swin_v2": 256, "swin": 224, "inception": 299, "googlenet": 128}
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Each network in a process of its own, so that the large ones leave no memory behind."""
+    names = [options.model] if options.model else torchvision.models.list_models(module=torchvision.models)
+    context = multiprocessing.get_context("spawn")
+    rows = []
+    for name in tqdm(names, unit="network", disable=None):
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            rows.append(pool.submit(_measure, name, options.seed).result())
+    return {"plans": PLANS, "budget": BUDGET, "rows": rows}
+
+
+def _measure(name: str, seed: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    # the fast path of attention is one fused call that the counter does not see into
+    torch.backends.mha.set_fastpath_enabled(False)
+    size = next((size for start, size in _SIZES.items() if name.startswith(start)), 64)
+    model, x = _build(name), torch.randn(1, 3, size, size)
+    row: dict[str, Any] = {"network": name, "image": size, "parameters": sum(p.numel() for p in model.parameters())}
+    try:
+        row |= {"torch_pruning": _torch_pruning(copy.deepcopy(model), x)}
+        row |= _ours(model, x, seed)
+    except Exception as error:  # a row that says so is the result
+        row |= {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+    return row
+
+
+def _build(name: str) -> nn.Module:
+    heads = {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, weights=None, **heads).eval()
+    randomise_statistics(model)
+    for path, parameter in model.named_parameters():
+        if not parameter.any() or "layer_scale" in path:  # zero heads and near-zero scales would hide mistakes
+            nn.init.normal_(parameter, std=0.5 if "layer_scale" in path else 0.05)
+    return model
+
+
+def _ours(model: nn.Module, x: Tensor, seed: int) -> dict[str, Any]:
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        network = PrunableNetwork(model, x)
+    seconds, full = time.perf_counter() - start, network.widths
+    dense, rng = network.macs(full), np.random.default_rng(seed)
+    least = network.macs(np.ones_like(full)) / dense
+    plans = [_plan(network, rng) for _ in range(PLANS)]
+    checks = [_check(network, plan, x) for plan in plans]
+    return {
+        "trace_seconds": seconds,
+        "groups": len(full),
+        "prunable_macs_share": 1 - least,
+        "macs_ratios": [network.macs(plan) / dense for plan in plans],
+        "largest_relative_error": max(error for error, _, _ in checks),
+        "costs_match": all(costs for _, costs, _ in checks),
+        "backward_runs": all(backward for _, _, backward in checks),
+        "frozen_operations": sorted({text.split(" in ")[0].split()[-1] for w in said if "rule" in (text := str(w.message))}),
+    }
+
+
+def _plan(network: PrunableNetwork, rng: np.random.Generator) -> np.ndarray:
+    full = network.widths
+    ratios = rng.uniform(0.3, 1, len(full))
+    limit = BUDGET * network.macs(full)
+    return land(np.ones(len(full)), ratios, full, np.ones_like(full), network.macs, limit)[1]
+
+
+def _check(network: PrunableNetwork, plan: np.ndarray, x: Tensor) -> tuple[float, bool, bool]:
+    """Relative error of slim against mask (in float64 where rounding may hide it), costs, backward in train mode."""
+    slim, mask = network.slim(plan).eval(), network.mask(plan).eval()
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            found = slim(x)
+        error = _relative(found, mask(x))
+        if error > 1e-4:
+            error = _relative(slim.double()(x.double()), mask.double()(x.double()))
+            slim.float()
+    params = sum(p.numel() for p in slim.parameters()) == network.params(plan)
+    return error, params and counter.get_total_flops() == 2 * network.macs(plan), _backward(slim, x)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _backward(slim: nn.Module, x: Tensor) -> bool:
+    outputs = slim.train()(torch.cat([x, x]))
+    # GoogLeNet and Inception answer with a named tuple of heads while training
+    sum(head.sum() for head in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
+    return all(p.grad is not None for p in slim.parameters())
+
+
+def _torch_pruning(model: nn.Module, x: Tensor) -> str:
+    """ "ok", "not installed", or how Torch-Pruning fails to halve the channels and run forward and backward."""
+    try:
+        import torch_pruning
+    except ImportError:
+        return "not installed"
+    ignored = [m for m in model.modules() if 1000 in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
+    try:
+        importance = torch_pruning.importance.MagnitudeImportance(p=2)
+        pruner = torch_pruning.pruner.MagnitudePruner(
+            model, x, importance=importance, pruning_ratio=0.3, ignored_layers=ignored
+        )
+        pruner.step()
+        model.eval()(x).sum().backward()
+        return "ok"
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:120]}"
+
+
+def table(record: dict[str, Any]) -> str:
+    """A row per network, and how many pass."""
+    header = ["network", "image", "groups", "MACs in reach", "MACs kept", "largest error", "costs", "Torch-Pruning"]
+    rows = []
+    for row in record["rows"]:
+        theirs = "ok" if row["torch_pruning"] == "ok" else row["torch_pruning"].split(":")[0]
+        if "error" in row:
+            rows.append([row["network"], str(row["image"]), "", "", "", row["error"].split(":")[0], "", theirs])
+            continue
+        kept = f"{min(row['macs_ratios']):.0%} to {max(row['macs_ratios']):.0%}"
+        reach, error = f"{row['prunable_macs_share']:.0%}", f"{row['largest_relative_error']:.0e}"
+        costs = "exact" if row["costs_match"] else "OFF"
+        rows.append([row["network"], str(row["image"]), str(row["groups"]), reach, kept, error, costs, theirs])
+    passed = sum(_passes(row) for row in record["rows"])
+    others = sum(row["torch_pruning"] == "ok" for row in record["rows"])
+    rows.append([f"**pass, of {len(rows)}**", "", "", "", "", f"**{passed}**", "", f"**{others}**"])
+    return markdown_table(header, rows)
+
+
+def _passes(row: dict[str, Any]) -> bool:
+    return bool(
+        "error" not in row and row["largest_relative_error"] <= 1e-4 and row["costs_match"] and row["backward_runs"]
+    )
+
+
+BENCHMARK = Benchmark("torchvision-coverage", "all of torchvision, Torch-Pruning beside it", run, table)

@@ -1,0 +1,83 @@
+"""What a budget counts: one metric of a plan's cost, or several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.pruning.latency import LatencyTable
+from gnnrl_gym.pruning.network import PrunableNetwork
+
+METRICS = ("macs", "params", "memory", "latency")
+Budget = float | Mapping[str, float]
+
+
+def budgets_by_metric(budget: Budget, metric: str) -> dict[str, float]:
+    """A budget as given -> share of the dense cost by metric; a plain number counts `metric`.
+
+    Raises:
+        ValueError: an unknown metric, or a share that is no number in (0, 1).
+    """
+    found: dict[str, Any] = dict(budget) if isinstance(budget, Mapping) else {metric: budget}
+    if not found:
+        raise ValueError("budget={} counts nothing: give a number, or shares by metric such as {'macs': 0.5}.")
+    for name, share in found.items():
+        if name not in METRICS:
+            raise ValueError(f"Unknown metric {name!r}: choose one of {', '.join(METRICS)}.")
+        if not isinstance(share, Real) or not 0 < float(share) < 1:
+            raise ValueError(f"budget is a share of the dense cost in (0, 1), got {share!r} for {name}.")
+    return found
+
+
+def in_words(budgets: Mapping[str, float]) -> str:
+    """ "0.5 of macs and 0.6 of latency"."""
+    return " and ".join(f"{share:g} of {metric}" for metric, share in budgets.items())
+
+
+class Meter:
+    """Costs of plans of one network by metric. Latency is measured only where it is asked for.
+
+    Attributes:
+        dense: cost of the dense network by metric.
+        table: the latency table, None without latency.
+    """
+
+    def __init__(self, network: PrunableNetwork, metrics: Iterable[str]) -> None:
+        self.table = LatencyTable(network) if "latency" in metrics else None
+        self._costs: dict[str, Callable[[Ints], Any]] = {
+            "macs": network.macs, "params": network.params, "memory": network.memory
+        }  # fmt: skip
+        if self.table is not None:
+            self._costs["latency"] = self.table.predict
+        self.dense = {metric: cost(network.widths) for metric, cost in self._costs.items()}
+
+    def ratio(self, metric: str, widths: Ints) -> float:
+        """Share of the dense cost of a plan [A]."""
+        return float(self._costs[metric](widths) / self.dense[metric])
+
+    def landing(self, budgets: Mapping[str, float]) -> tuple[Callable[[Ints], float], float]:
+        """Cost and limit to land on: of several budgets, the one that is used up most counts, in shares of it."""
+        if len(budgets) == 1:
+            ((metric, budget),) = budgets.items()
+            return self._costs[metric], budget * self.dense[metric]
+        # a hair below 1, so that no ratio is above its budget by rounding
+        return lambda widths: self.used(widths, budgets), 1 - 1e-12
+
+    def used(self, widths: Ints, budgets: Mapping[str, float]) -> float:
+        """The largest share of any budget that a plan [A] takes: at most 1 where all are met."""
+        return max(self.ratio(metric, widths) / budget for metric, budget in budgets.items())
+
+    def check(self, budgets: Mapping[str, float], floors: Ints) -> None:
+        """
+        Raises:
+            ValueError: a budget can't be met at the floors.
+        """
+        for metric, budget in budgets.items():
+            least = self.ratio(metric, floors)
+            if not least <= budget:
+                raise ValueError(
+                    f"budget={budget} can't be met: it must be below 1 and at least {least:.4f}, the {metric} share "
+                    "that is left at the floors. Lower `floor` or `round_to`, or raise `budget`."
+                )

@@ -1,0 +1,281 @@
+"""Pruned networks as files: weights and plan for the dense class, a `torch.export` program, ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.files import write_atomic
+from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.pruning.network import Plans, PrunableNetwork
+from gnnrl_gym.pruning.sparsity import CHANNELS, make_network
+from gnnrl_gym.zoo.state_dicts import load_into
+
+Example = Tensor | tuple[Any, ...]
+
+CHECKED_BATCH = 3  # another one than a program is traced with
+TOLERANCE = 1e-4  # of the largest output: rounding of another order of summation
+
+
+# ---- weights and plan: rebuilt from the dense class ----------------------------------------------------------------
+
+
+def save_slim(path: str | os.PathLike[str], network: PrunableNetwork, widths: Plans, module: nn.Module) -> None:
+    """Write the pruned `module` of a plan so that `load_slim` can rebuild it from the dense class.
+
+    The file holds tensors and a string, and is read with ``weights_only=True``: ``kept`` (bool [U], the units that
+    stay), ``widths`` (int64 [A]), ``granularity``, ``state_dict`` (on the CPU). It is written at once or not at all.
+
+    Args:
+        network: the dense network that the plan refers to.
+        widths: the plan [A].
+        module: ``network.slim(widths)``, recalibrated or fine-tuned since, as may be.
+
+    Raises:
+        ValueError: `module` is not the pruned network of `widths`.
+    """
+    kept = network.kept(widths)
+    load_into(network.slimmer.slim(kept), module.state_dict(), "the module")  # names and shapes are those of the plan
+    content = {
+        "kept": torch.from_numpy(kept),
+        "widths": torch.from_numpy(_widths(network, kept)),
+        "granularity": getattr(network, "granularity", CHANNELS),
+        "state_dict": _on_cpu(module),
+    }
+    write_atomic(Path(path), lambda file: torch.save(content, file))
+
+
+def load_slim(path: str | os.PathLike[str], dense_model: nn.Module, example_input: Example) -> nn.Module:
+    """The pruned network that `save_slim` wrote, in eval mode, on the device of `dense_model`.
+
+    Args:
+        dense_model: the dense network, with any weights: its structure counts. It is not changed.
+        example_input: as for `PrunableNetwork`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or of another network.
+    """
+    saved = read_slim(path)
+    network = make_network(dense_model, example_input, saved["granularity"])
+    return rebuild_slim(network, saved, repr(os.fspath(path)))
+
+
+def read_slim(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of `save_slim` holds, its form checked, without running code that it may hold. Files that hold
+    ``kept`` and ``state_dict`` alone are those of channels.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_slim`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No pruned network at {os.fspath(path)!r}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes are, an unpickler may raise anything on them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise _damaged(path, reason) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, f"it holds a {type(content).__name__}")
+    if missing := [key for key in ("kept", "state_dict") if key not in content]:
+        raise _damaged(path, f"it has no {missing[0]!r}")
+    content = {"granularity": CHANNELS, "widths": None} | content
+    _check_form(path, content)
+    return content
+
+
+def rebuild_slim(network: PrunableNetwork, saved: dict[str, Any], source: str = "the file") -> nn.Module:
+    """The pruned network that `saved` (from `read_slim`) describes, in eval mode; `source` names it in messages.
+
+    Raises:
+        ValueError: `saved` is of another network than `network`.
+    """
+    kept = saved["kept"].numpy()
+    if len(kept) != int(network.widths.sum()):
+        raise ValueError(
+            f"The plan in {source} is of another network: it has {len(kept)} units, {type(network.model).__name__} "
+            f"has {int(network.widths.sum())}."
+        )
+    widths = _widths(network, kept)
+    network.params(widths)  # raises on an empty layer
+    if saved["widths"] is not None and saved["widths"].tolist() != widths.tolist():
+        raise ValueError(f"The widths in {source} are not those of its plan: another network, or a damaged file.")
+    slim = network.slimmer.slim(kept)
+    load_into(slim, saved["state_dict"], source)
+    return slim.eval()
+
+
+def update_slim(path: str | os.PathLike[str], module: nn.Module) -> None:
+    """Replace the weights in a file of `save_slim` by those of the same pruned network, fine-tuned since.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or `module` is another network.
+    """
+    saved, state = read_slim(path), _on_cpu(module)
+    if {k: v.shape for k, v in saved["state_dict"].items()} != {k: v.shape for k, v in state.items()}:
+        raise ValueError(f"The weights are of another network than those in {os.fspath(path)!r}.")
+    content = {key: value for key, value in saved.items() if value is not None} | {"state_dict": state}
+    write_atomic(Path(path), lambda file: torch.save(content, file))
+
+
+def _widths(network: PrunableNetwork, kept: Any) -> Ints:
+    """Kept units of every group [A]: units are numbered group by group."""
+    starts = np.cumsum(network.widths) - network.widths
+    return np.asarray(np.add.reduceat(kept, starts, dtype=np.int64))
+
+
+def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().cpu() for key, value in module.state_dict().items()}
+
+
+def _check_form(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    kept, widths, state = content["kept"], content["widths"], content["state_dict"]
+    if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.dim() != 1:
+        raise _damaged(path, "'kept' is no bool tensor [U]")
+    if widths is not None and not (isinstance(widths, Tensor) and widths.dtype == torch.int64 and widths.dim() == 1):
+        raise _damaged(path, "'widths' is no int64 tensor [A]")
+    if not isinstance(content["granularity"], str):
+        raise _damaged(path, "'granularity' is no string")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise _damaged(path, "'state_dict' is no state dict")
+
+
+def _damaged(path: str | os.PathLike[str], reason: str) -> ValueError:
+    return ValueError(f"{os.fspath(path)!r} is not a pruned network that save_slim wrote, or it is damaged: {reason}.")
+
+
+# ---- programs: run without the class -------------------------------------------------------------------------------
+
+
+def export_program(module: nn.Module, example_input: Example, path: str | os.PathLike[str]) -> None:
+    """Write `module` in eval mode as a `torch.export` program (``torch.export.load(path).module()``) for any batch.
+
+    Before it is put at `path`, it is reloaded and compared with `module` on random inputs of another batch size.
+
+    Args:
+        example_input: a tensor or a tuple of positional arguments; the first dimension of every tensor is the batch.
+
+    Raises:
+        UnsupportedOperation: `torch.export` can't trace it for any batch size, or the program computes something else.
+    """
+    buffer = io.BytesIO()
+    torch.export.save(_exported(module, _arguments(example_input)), buffer)
+    buffer.seek(0)
+    program = torch.export.load(buffer).module()
+    _check_same(module, program, _arguments(example_input, CHECKED_BATCH))
+    write_atomic(Path(path), lambda file: file.write(buffer.getbuffer()))
+
+
+def export_onnx(module: nn.Module, example_input: Example, path: str | os.PathLike[str]) -> bool:
+    """Write `module` in eval mode as ONNX (below 2 GB) for any batch, by PyTorch's own exporter.
+
+    Where onnxruntime is installed, the model runs in it and is compared with `module`, on random inputs of another
+    batch size, before it is put at `path`.
+
+    Args:
+        example_input: as for `export_program`.
+
+    Returns:
+        Whether it was checked so.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+        UnsupportedOperation: as `export_program`.
+    """
+    if missing := [package for package in ("onnx", "onnxscript") if find_spec(package) is None]:
+        raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install gnnrl_gym[onnx]")
+    module = copy.deepcopy(module).cpu()  # ONNX knows no devices, and a GPU rounds otherwise
+    args = _arguments(example_input)
+    # the shapes again: the exporter names the batch dimension by them
+    program = torch.onnx.export(_exported(module, args), dynamo=True, dynamic_shapes=_any_batch(args), verbose=False)
+    assert program is not None
+    content = program.model_proto.SerializeToString()
+    checked = find_spec("onnxruntime") is not None
+    if checked:
+        _check_same(module, _onnx_runner(content), _arguments(example_input, CHECKED_BATCH))
+    write_atomic(Path(path), lambda file: file.write(content))
+    return checked
+
+
+def _onnx_runner(content: bytes) -> Callable[..., Any]:
+    import onnxruntime  # optional
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*args: Any) -> Any:
+        tensors = [value.numpy() for value in args if isinstance(value, Tensor)]
+        return [torch.from_numpy(found) for found in session.run(None, dict(zip(names, tensors, strict=True)))]
+
+    return run
+
+
+def _exported(module: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    try:
+        with _evaluating(module):
+            return torch.export.export(module, args, dynamic_shapes=_any_batch(args), strict=False)
+    except Exception as error:
+        raise UnsupportedOperation(
+            f"torch.export can't trace {type(module).__name__} for any batch size: {str(error).strip()[:2000]}"
+        ) from error
+
+
+def _any_batch(args: tuple[Any, ...]) -> Any:
+    batch = torch.export.Dim("batch", min=1)
+    return tuple({0: batch} if isinstance(value, Tensor) and value.dim() else None for value in args)
+
+
+def _arguments(example_input: Example, batch: int = 2) -> tuple[Any, ...]:
+    """The example with `batch` samples, floats replaced by seeded noise: zeros would look alike anywhere. (A batch of
+    one can't be exported as any: torch.export takes sizes of one for constants.)"""
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    return tuple(_samples(value, batch) for value in args)
+
+
+def _samples(value: Any, batch: int) -> Any:
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    shape = (batch, *value.shape[1:])
+    if not value.is_floating_point():
+        return value[:1].expand(shape).contiguous()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(value)
+
+
+@torch.no_grad()
+def _check_same(module: nn.Module, program: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    with _evaluating(module):
+        expected = [value for value in tree_leaves(module(*args)) if isinstance(value, Tensor)]
+    found = [value for value in tree_leaves(program(*args)) if isinstance(value, Tensor)]
+    same = len(found) == len(expected) and all(map(_close, found, expected))
+    if not same:
+        raise UnsupportedOperation(f"The exported {type(module).__name__} computes something else: it was not written.")
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    found = found.to(expected)
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode afterwards."""
+    before = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode

@@ -1,0 +1,206 @@
+"""Measured latency: a table per operation, made once on this machine, and what it predicts for any plan.
+
+Every operation that computes is measured alone at a grid of channel counts (read x written), and interpolated between
+them. Kernels work on blocks of channels, so a convolution of 33 channels takes as long as one of 48: counts are rounded
+up to whole blocks first. What operations measured alone leave out (calls of modules, views, other caches) is put right
+by forwards of the dense network and a few pruned ones: a factor and a constant, for the whole network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import nnls
+
+from gnnrl_gym.files import cache_folder, write_atomic
+from gnnrl_gym.graph.groups import Floats, Ints
+from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.timing import Operation, operations, place, take_turns
+
+SHARES = (0.1, 0.4, 0.7, 1.0)  # of channels at which operations are measured; 0.1 is the environment's floor
+CALIBRATION_PLANS = 4  # forwards of whole networks that scale the table
+Grid = list[list[float]]
+
+
+class LatencyTable:
+    """Seconds of one forward of the example input, for any plan.
+
+    Predictions never fall when a width grows. They hold for this machine, device, number of threads and version of
+    torch; measurements are kept in a file of that name and reused, also by other networks with the same layers.
+
+    Args:
+        network: the dense network; it is measured where its parameters are, and on its example input (batch included).
+        repeats: how often everything is measured; medians count.
+        cache: folder of the measurements. Default `~/.cache/gnnrl_gym/latency`.
+        refresh: measure anew even what the cache holds.
+
+    Raises:
+        ValueError: `repeats` is below 1.
+    """
+
+    def __init__(
+        self, network: PrunableNetwork, repeats: int = 20, cache: Path | None = None, refresh: bool = False
+    ) -> None:
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {repeats}.")
+        self.network, self.repeats = network, repeats
+        self.device = next(network.model.parameters()).device
+        self.place = place(self.device)
+        name = hashlib.sha256(f"{self.place} {SHARES}".encode()).hexdigest()[:16]
+        self._file = (cache or cache_folder() / "latency") / f"{name}.json"
+        self._operations = operations(network.trace, network.channels, network.groups)
+        known: dict[str, Any] = {} if refresh else self._read()
+        self._arrays(self._measured(known))
+        found: list[float] = known.get(self._key) or self._calibrated()
+        self._factor, self._constant = found
+
+    # ---- prediction -------------------------------------------------------------------------------------------
+
+    def predict(self, widths: npt.ArrayLike) -> Any:
+        """Seconds of a plan [A]: float, or float64 [B] for [B, A]."""
+        seconds = self._factor * self._sum(self.network.checked(widths)) + self._constant
+        return float(seconds) if seconds.ndim == 0 else seconds
+
+    def _sum(self, widths: Ints) -> Floats:
+        """Seconds of all operations, measured alone, [...]."""
+        (i, s), (j, t) = (self._between(axis, widths) for axis in (0, 1))
+        at, grid = np.arange(len(self._operations)), self._grids
+        lower = (1 - t) * grid[at, i, j] + t * grid[at, i, j + 1]
+        upper = (1 - t) * grid[at, i + 1, j] + t * grid[at, i + 1, j + 1]
+        return np.asarray(((1 - s) * lower + s * upper).sum(-1))
+
+    def _between(self, axis: int, widths: Ints) -> tuple[Ints, Floats]:
+        """Number of the knot below, and how far the way to the next one is, [..., L]."""
+        rows, knots = self._rows[axis], self._knots[axis]
+        kept = widths.astype(np.float64) @ rows[:-1] + rows[-1]
+        kept = np.minimum(np.ceil(kept / self._blocks) * self._blocks, knots[:, -1])
+        below = (kept[..., None] >= knots[:, 1:-1]).sum(-1)
+        at = np.arange(len(knots))
+        left, right = knots[at, below], knots[at, below + 1]
+        return below, np.clip((kept - left) / np.maximum(right - left, 1e-9), 0, 1)
+
+    def _arrays(self, grids: dict[str, Grid]) -> None:
+        """What prediction reads, for the L operations: rows [2, A + 1, L], knots [2, L, K], grids [L, K, K]."""
+        found = self._operations
+        self._rows = np.array([[op.rows[axis] for op in found] for axis in (0, 1)], float).transpose(0, 2, 1)
+        self._knots = np.array([[self._counts(op, axis) for op in found] for axis in (0, 1)], float)
+        self._blocks = np.array([self._block(op) for op in found], float)
+        grid = np.array([grids[op.key] for op in found])
+        # more channels never take less: what noise says otherwise is smoothed out
+        self._grids = np.maximum.accumulate(np.maximum.accumulate(grid, 1), 2)
+
+    def _block(self, op: Operation) -> int:
+        """Channels that the kernels of an operation work on at a time: those of a vector register."""
+        if not op.weighted or self.device.type != "cpu":
+            return 8 if op.weighted else 1
+        return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+
+    def _counts(self, op: Operation, axis: int) -> list[int]:
+        """Channel counts at which an operation is measured: whole blocks and whole convolution groups."""
+        size, step = op.sizes[axis], op.outputs_per_group or 1
+        if not op.rows[axis][:-1].any():  # frozen
+            return [size] * len(SHARES)
+        blocks = [-(-int(np.ceil(share * size)) // self._block(op)) * self._block(op) for share in SHARES]
+        return [min(-(-count // step) * step, size) for count in blocks]
+
+    # ---- measurement ------------------------------------------------------------------------------------------
+
+    def _measured(self, known: dict[str, Any]) -> dict[str, Grid]:
+        """Grid of seconds of every operation by key; alike ones are measured once."""
+        missing = {op.key: op for op in self._operations if op.key not in known}
+        if missing:
+            new = self._measure(missing.values())
+            self._write(new)
+            known = known | new
+        return known
+
+    def _measure(self, ops: Iterable[Operation]) -> dict[str, Grid]:
+        memory: dict[str, torch.Tensor] = {}
+        grids: dict[str, dict[tuple[int, int], float]] = {}
+        ops, calls = list(ops), {}
+        # point by point through all operations, so that they take turns as in a forward
+        for i, j in product(range(len(SHARES)), repeat=2):
+            for op in ops:
+                counts = self._counts(op, 0)[i], self._counts(op, 1)[j]
+                call = op.call(counts, memory, self.device)
+                if (op.key, counts) not in calls and _runs(call):
+                    calls[op.key, counts] = call
+        seconds = take_turns(list(calls.values()), self.repeats, self.device)
+        for (key, counts), value in zip(calls, seconds, strict=True):
+            grids.setdefault(key, {})[counts] = value
+        return {op.key: self._grid(op, grids.get(op.key, {})) for op in ops}
+
+    def _grid(self, op: Operation, seconds: dict[tuple[int, int], float]) -> Grid:
+        """[K, K]; what runs at its full size only (a channel number among its arguments) scales with its channels."""
+        full = seconds.get(op.sizes, 0.0)
+
+        def at(counts: tuple[int, int]) -> float:
+            return seconds.get(counts, full * counts[0] * counts[1] / (op.sizes[0] * op.sizes[1]))
+
+        return [[at((i, j)) for j in self._counts(op, 1)] for i in self._counts(op, 0)]
+
+    @cached_property
+    def _key(self) -> str:
+        """Of the network as a whole."""
+        text = [f"{op.key} {[row.tolist() for row in op.rows]}" for op in self._operations]
+        return f"network {hashlib.sha256(' '.join(text).encode()).hexdigest()[:16]}"
+
+    def _calibrated(self) -> list[float]:
+        """Factor and constant, neither negative, with the least relative error on a few whole networks."""
+        full, rng = self.network.widths, np.random.default_rng(0)
+        shares = rng.uniform(0.3, 1, (CALIBRATION_PLANS - 1, len(full)))
+        plans = np.vstack([full, np.maximum(np.round(shares * full), 1).astype(np.int64)])
+        whole = np.array(self.measure(plans))
+        found = nnls(np.stack([self._sum(plans) / whole, 1 / whole], 1), np.ones(len(whole)))[0].tolist()
+        self._write({self._key: found})
+        return list(found)
+
+    def measure(self, plans: npt.ArrayLike) -> list[float]:
+        """Median seconds of one forward of each network of `plans` [B, A], really built; they take turns."""
+        inputs = self.network.example_input
+        built = [self.network.slim(plan).to(self.device).eval() for plan in self.network.checked(plans)]
+        return take_turns([partial(model, *inputs) for model in built], self.repeats, self.device)
+
+    def check(self, widths: npt.ArrayLike) -> dict[str, float]:
+        """Predicted and measured seconds of a plan [A] and of the dense network beside it, and the relative error of
+        the plan's prediction."""
+        plan, full = self.network.checked(widths), self.network.widths
+        measured, dense = self.measure(np.stack([plan, full]))
+        predicted = self.predict(plan)
+        return {
+            "predicted": predicted,
+            "measured": measured,
+            "dense_predicted": self.predict(full),
+            "dense_measured": dense,
+            "relative_error": predicted / measured - 1,
+        }
+
+    # ---- cache ------------------------------------------------------------------------------------------------
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._file.read_text())["seconds"])
+        except (OSError, ValueError, KeyError):  # missing, or damaged: measured again
+            return {}
+
+    def _write(self, new: dict[str, Any]) -> None:
+        record = {"place": self.place, "shares": SHARES, "seconds": self._read() | new}
+        write_atomic(self._file, lambda file: file.write(json.dumps(record).encode()))
+
+
+def _runs(call: Any) -> bool:
+    try:
+        with torch.inference_mode():
+            call()
+    except Exception:  # whatever an operation raises that only fits the full number of channels
+        return False
+    return True

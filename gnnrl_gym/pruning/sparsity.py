@@ -1,0 +1,332 @@
+"""`SparseNetwork`: weights set to zero one by one, in blocks, or N of every M, by the same plans as channel groups."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.graph.channels import Channels, Weight, operator_name, propagate
+from gnnrl_gym.graph.features import GraphBuilder, importance_quantiles
+from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
+from gnnrl_gym.graph.hierarchy import find_hierarchy
+from gnnrl_gym.graph.trace import Trace, trace
+from gnnrl_gym.pruning.cost import Cost, macs_cost
+from gnnrl_gym.pruning.importance import Batch
+from gnnrl_gym.pruning.network import Plans, PrunableNetwork
+
+CHANNELS = "channels"
+WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear")
+
+Kept = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """What one unit is: a tile of `rows` consecutive outputs times `columns` consecutive inputs of a layer, at one
+    position of its kernel, of which all entries but the `stay` largest are zero once the unit is removed.
+
+    Rows and columns that fill no whole tile belong to no unit: they stay.
+    """
+
+    rows: int = 1
+    columns: int = 1
+    stay: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Granularity:
+        """``unstructured``; ``block4x1``: 4 outputs x 1 input; ``2:4``: 2 of every 4 inputs stay.
+
+        Raises:
+            ValueError: anything else.
+        """
+        if text == "unstructured":
+            return cls()
+        if (block := re.fullmatch(r"block(\d+)x(\d+)", text)) and int(block[1]) * int(block[2]) > 1:
+            return cls(int(block[1]), int(block[2]))
+        if (pattern := re.fullmatch(r"(\d+):(\d+)", text)) and 0 < int(pattern[1]) < int(pattern[2]):
+            return cls(1, int(pattern[2]), int(pattern[1]))
+        raise ValueError(
+            f"Unknown granularity {text!r}: choose {CHANNELS}, unstructured, a block such as block4x1 (outputs x "
+            "inputs), or N:M such as 2:4 (N of M inputs stay)."
+        )
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Whole tiles of a weight [O, I, *kernel]."""
+        return (shape[0] // self.rows) * (shape[1] // self.columns) * math.prod(shape[2:])
+
+    def tiles(self, weight: Tensor) -> Tensor:
+        """The tiles [units, rows * columns] of a weight [O, I, *kernel]; a view where a tile is one entry."""
+        r, c = self.rows, self.columns
+        outputs, inputs, *kernel = weight.shape
+        whole = weight[: outputs // r * r, : inputs // c * c]
+        split = whole.reshape(outputs // r, r, inputs // c, c, *kernel)
+        return split.movedim((1, 3), (-2, -1)).reshape(-1, r * c)
+
+    def untile(self, tiles: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The inverse of `tiles`, zero in the entries of no tile."""
+        r, c = self.rows, self.columns
+        outputs, inputs, *kernel = shape
+        split = tiles.reshape(outputs // r, inputs // c, *kernel, r, c).movedim((-2, -1), (1, 3))
+        result = tiles.new_zeros(shape)
+        result[: outputs // r * r, : inputs // c * c] = split.reshape(outputs // r * r, inputs // c * c, *kernel)
+        return result
+
+    def leaving(self, tiles: Tensor) -> Tensor:
+        """Bool [units, size]: the entries that go with a unit, all but the `stay` largest of its tile."""
+        if not self.stay:
+            return torch.ones_like(tiles, dtype=torch.bool)
+        largest = tiles.abs().topk(self.stay, dim=1).indices
+        return torch.ones_like(tiles, dtype=torch.bool).scatter(1, largest, False)
+
+
+class WeightMasker:
+    """Zeroes removed units in copies of a network; for weights, unlike channels, slim and mask are one thing.
+
+    Args:
+        model: the dense network; never changed.
+        granularity: what a unit is.
+        units: layer weight -> number of its units. Units are numbered layer by layer.
+    """
+
+    def __init__(self, model: nn.Module, granularity: Granularity, units: dict[str, int]) -> None:
+        self.model, self.granularity, self.units = model, granularity, units
+
+    def mask(self, kept: Kept) -> nn.Module:
+        """Copy in which the entries of the units that are not `kept` (bool [U]) are zero."""
+        model = copy.deepcopy(self.model)
+        for parameter, gone in self._removed(model, kept):
+            leaving = gone[:, None] & self.granularity.leaving(self.granularity.tiles(parameter.detach()))
+            with torch.no_grad():
+                parameter.masked_fill_(self.granularity.untile(leaving, tuple(parameter.shape)), 0)
+        return model
+
+    slim = mask
+
+    def _removed(self, model: nn.Module, kept: Kept) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """The weight of every layer of `model`, and which of its units are gone, bool [units]."""
+        parameters = dict(model.named_parameters())
+        ends = np.cumsum(list(self.units.values()))
+        if kept.shape != (ends[-1],):
+            raise ValueError(f"kept is one bool per unit, [{ends[-1]}], got {kept.shape}.")
+        for name, gone in zip(self.units, np.split(~kept, ends[:-1]), strict=True):
+            yield parameters[name], torch.from_numpy(gone).to(parameters[name].device)
+
+    @contextlib.contextmanager
+    def zeros_held(self, module: nn.Module, kept: Kept) -> Iterator[None]:
+        """Inside, training leaves the zeros of removed units zero, whatever code does the training.
+
+        `module` was built with `kept` (bool [U]). Gradients of its zeros are zeroed as they arrive. An optimiser that
+        works entry by entry (SGD with momentum and weight decay, Adam, AdamW) then leaves an entry that is zero
+        exactly there, provided that it is made in here: it may hold no momentum of before.
+
+        Raises:
+            ValueError: `module` has not the zeros that `kept` says.
+        """
+        handles = []
+        for parameter, gone in self._removed(module, kept):
+            zeros = gone[:, None] & (self.granularity.tiles(parameter.detach()) == 0)
+            if bool((zeros.sum(1) < gone * (zeros.shape[1] - self.granularity.stay)).any()):
+                raise ValueError("The network is not zero where this plan removes weights: build it with this plan.")
+            if parameter.requires_grad:
+                held = self.granularity.untile(zeros, tuple(parameter.shape))
+                handles.append(parameter.register_post_accumulate_grad_hook(_zero_gradient(held)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _zero_gradient(held: Tensor) -> Callable[[Tensor], None]:
+    def hook(parameter: Tensor) -> None:
+        if parameter.grad is not None:  # filled, not multiplied: infinity times 0 is NaN (a loss scaler's overflow)
+            parameter.grad.masked_fill_(held.to(parameter.grad.device), 0)
+
+    return hook
+
+
+class SparseNetwork(PrunableNetwork):
+    """A network whose layers lose weights rather than channels: the same plans, costs, graph and masks as
+    `PrunableNetwork`, with one decision node per convolution or linear layer, the output layer among them.
+
+    A unit is what `Granularity` says; a width is how many units of a layer stay as they are. The smallest go first:
+    by magnitude, a tile by the l2 norm of the entries that go with it (Han et al. 2015; per layer, as in Yu et al.
+    2022, where the ratio of a layer is the action too).
+
+    Costs are honest: `params` counts the entries that are not removed, biases and norms included. `macs` is that of
+    the dense network whatever the plan: dense kernels multiply by zero, and nothing here runs others. A budget has to
+    count `params`.
+
+    A layer used twice is one node. Layers without a whole tile (2:4 in a depthwise convolution), transposed
+    convolutions and embeddings stay dense.
+
+    Args:
+        model, example_input: as for `PrunableNetwork`; `model` is kept as it is, never changed.
+        granularity: ``unstructured``, ``block4x1``, ``2:4`` and the like.
+
+    Attributes:
+        widths: units of every layer, int64 [A].
+        least: the smallest width of any layer: 1, or 0 for N:M, where a layer without a dense tile is not empty but
+            what hardware takes.
+
+    Raises:
+        ValueError: unknown granularity.
+        UnsupportedOperation: the network can't be traced, or no layer holds a whole tile.
+    """
+
+    def __init__(self, model: nn.Module, example_input: Tensor | tuple[Any, ...], granularity: str) -> None:
+        self.granularity, form = granularity, Granularity.parse(granularity)
+        self.model = model
+        self.example_input = example_input if isinstance(example_input, tuple) else (example_input,)
+        self.trace = trace(model, example_input)
+        self.channels = propagate(self.trace)
+        parameters = dict(model.named_parameters())
+        layers = _layers(self.trace, self.channels, parameters)
+        self._nodes = {name: nodes for name, nodes in layers.items() if form.units(tuple(parameters[name].shape))}
+        if not self._nodes:
+            raise UnsupportedOperation(
+                f"{type(model).__name__} has no convolution or linear layer with a whole unit of {granularity!r}."
+            )
+        units = {name: form.units(tuple(parameters[name].shape)) for name in self._nodes}
+        self.widths = np.array(list(units.values()), np.int64)
+        self.least = 0 if form.stay else 1
+        self.slimmer = WeightMasker(model, form, units)  # type: ignore[assignment]
+        self._set_costs(form, parameters)
+        self._order(form, parameters)
+
+    def _set_costs(self, form: Granularity, parameters: dict[str, nn.Parameter]) -> None:
+        self.groups = _unpruned(find_groups(self.channels), self.widths)
+        self.macs_terms = macs_cost(self.channels, self.groups)
+        rows, each = np.zeros((len(self.widths) + 1, len(parameters))), form.rows * form.columns - form.stay
+        for term, (name, parameter) in enumerate(parameters.items()):
+            rows[-1, term] = parameter.numel()
+            if name in self._nodes:
+                layer = list(self._nodes).index(name)
+                rows[layer, term], rows[-1, term] = each, parameter.numel() - each * self.widths[layer]
+        ones = np.zeros_like(rows)
+        ones[-1] = 1
+        self.params_terms = Cost(np.ones(len(parameters), np.int64), rows, ones)
+
+    def _order(self, form: Granularity, parameters: dict[str, nn.Parameter]) -> None:
+        ranks, quantiles = [], []
+        for name in self._nodes:
+            scores = _scores(form, parameters[name])
+            ranks.append(_rank(scores))
+            quantiles.append(importance_quantiles(scores.double().numpy()))
+        self._ranks = ranks
+        self.graph_builder = _LayerGraphBuilder(self, list(parameters), np.array(quantiles))
+
+    @property
+    def group_names(self) -> list[str]:
+        """The layers, without ".weight"."""
+        return [name.removesuffix(".weight") for name in self._nodes]
+
+    def kept(self, widths: Plans) -> Kept:
+        """Which units a plan [A] leaves as they are: the largest of every layer, bool [U]."""
+        return np.concatenate([r < width for r, width in zip(self._ranks, self._one_plan(widths), strict=True)])
+
+    def _plan(self, widths: Plans) -> Ints:
+        plan = np.asarray(widths)
+        if plan.ndim not in (1, 2) or plan.shape[-1] != len(self.widths):
+            raise ValueError(f"A plan has shape [A={len(self.widths)}] or [B, {len(self.widths)}], got {plan.shape}.")
+        if plan.dtype.kind not in "iu":
+            raise ValueError(f"Widths are integers, got {plan.dtype}. Round them first.")
+        if ((plan < self.least) | (plan > self.widths)).any():
+            at = np.argwhere((plan < self.least) | (plan > self.widths))[0, -1]
+            raise ValueError(f"Width of layer {at} must be between {self.least} and {self.widths[at]}.")
+        return plan.astype(np.int64, copy=False)
+
+    def zeros_held(self, module: nn.Module, kept: Kept) -> contextlib.AbstractContextManager[None]:
+        """``with network.zeros_held(module, network.kept(plan)): finetune(module, ...)``; see `WeightMasker`."""
+        return self.slimmer.zeros_held(module, kept)  # type: ignore[attr-defined,no-any-return]
+
+    def __reduce__(self) -> Any:
+        # as PrunableNetwork: a traced graph does not pickle
+        return _rebuild, (self.model, self.example_input, self.granularity, self.graph_builder.static)
+
+
+def make_network(
+    model: nn.Module,
+    example_input: Tensor | tuple[Any, ...],
+    granularity: str = CHANNELS,
+    importance: str = "l2",
+    batch: Batch | None = None,
+) -> PrunableNetwork:
+    """A `PrunableNetwork` for granularity ``channels``, else a `SparseNetwork`.
+
+    Raises:
+        ValueError: unknown granularity or importance; a `SparseNetwork` knows the importance l2 (magnitude) alone.
+    """
+    if granularity == CHANNELS:
+        return PrunableNetwork(model, example_input, importance, batch)
+    if importance != "l2":
+        raise ValueError(f"granularity={granularity!r} orders weights by magnitude: importance must be 'l2'.")
+    return SparseNetwork(model, example_input, granularity)
+
+
+class _LayerGraphBuilder(GraphBuilder):
+    """The graph whose decision nodes are layers: each is tied to the operations that use its weight."""
+
+    def __init__(self, network: SparseNetwork, parameters: list[str], quantiles: Floats) -> None:
+        self._nodes, self._quantiles = network._nodes, quantiles  # before the rest: it asks for them
+        super().__init__(
+            find_hierarchy(network.trace, network.channels), network.channels, network.groups,
+            network.macs_terms, network.params_terms, parameters, np.zeros(0),
+        )  # fmt: skip
+
+    def _touches(self) -> list[tuple[int, int, float, float]]:
+        found = []
+        for decision, nodes in enumerate(self._nodes.values()):
+            for node in nodes:  # a weight ties what is read to what is written
+                found.append((self.hierarchy.layer_of[self._index[node]], decision, 1.0, 1.0))
+        return found
+
+    def _importance_quantiles(self, importance: Floats) -> Floats:
+        return self._quantiles
+
+
+def _layers(trace: Trace, channels: Channels, parameters: dict[str, nn.Parameter]) -> dict[str, list[fx.Node]]:
+    """Weight of every convolution and linear layer -> the operations that use it."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in trace.operations():
+        weight = channels.values.get(node.args[1]) if operator_name(node) in WEIGHTED else None  # type: ignore[arg-type]
+        if isinstance(weight, Weight) and weight.name in parameters:
+            found.setdefault(weight.name, []).append(node)
+    return found
+
+
+def _unpruned(groups: ChannelGroups, widths: Ints) -> ChannelGroups:
+    """All channels stay; plans have the shape of `widths`."""
+    owner = {key: np.full_like(units, -1) for key, units in groups.owner.items()}
+    values = {node: (dim, np.full_like(units, -1)) for node, (dim, units) in groups.values.items()}
+    return ChannelGroups(widths, np.zeros(0, np.int64), owner, values)
+
+
+def _scores(form: Granularity, weight: Tensor) -> Tensor:
+    """Norm of what goes with each unit, [units]; on the CPU, so that devices agree on the order."""
+    tiles = form.tiles(weight.detach().cpu().float())
+    return (tiles * form.leaving(tiles)).norm(dim=1) if tiles.shape[1] > 1 else tiles[:, 0].abs()
+
+
+def _rank(scores: Tensor) -> npt.NDArray[np.int32]:
+    """Place of every unit by falling score, 0 the largest; ties in the order of the weight."""
+    rank = torch.empty(len(scores), dtype=torch.int32)
+    rank[scores.argsort(descending=True, stable=True)] = torch.arange(len(scores), dtype=torch.int32)
+    return rank.numpy()
+
+
+def _rebuild(model: nn.Module, example_input: tuple[Any, ...], granularity: str, static: Any) -> SparseNetwork:
+    network = SparseNetwork(model, example_input, granularity)
+    network.graph_builder.static = static  # holds the measured sensitivity
+    return network

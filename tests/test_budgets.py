@@ -1,0 +1,394 @@
+"""Budgets besides MACs and parameters: memory against storages that are really alive, latency, several at once, and
+widths in multiples."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import Network, images, random_plans
+from gymnasium.envs.registration import EnvSpec
+from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from agents import SearchResult, search
+from agents.cli import _budget
+from gnnrl_gym import PrunableNetwork
+from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.pruning.latency import LatencyTable
+from gnnrl_gym.zoo import load_model
+from gnnrl_gym.zoo.resnet import CifarResNet
+
+SMALL: dict[str, Any] = {"search_images": 50, "recalibration_images": 40, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Measurements go to a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def make(**settings: Any) -> Any:
+    return PruneEnv(**{**SMALL, **settings})
+
+
+@pytest.fixture(scope="module")
+def wide() -> nn.Module:
+    """A network for the digits whose latency lies in its convolutions, not in the calls."""
+    return CifarResNet(1, in_channels=1, widths=(96, 192, 256))
+
+
+def full_action(env: PruneEnv, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0.7, 1, env.action_space.shape)  # type: ignore[arg-type]
+
+
+# ---- peak memory -----------------------------------------------------------------------------------------------
+
+
+class Concatenating(nn.Module):
+    """Concatenation, a channel shuffle that copies, chunks, views, and operations in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 3), nn.Conv2d(12, 8, 1)
+        self.mix, self.head = nn.Conv2d(16, 20, 1), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.stem(x))
+        x = torch.cat([self.left(x), self.right(x)[..., 1:-1, 1:-1]], 1).relu_()
+        batch, _, height, width = x.shape
+        x = x.view(batch, 2, -1, height, width).transpose(1, 2).contiguous().view(batch, -1, height, width)
+        a, b = self.mix(x).chunk(2, 1)
+        return self.head((a.sigmoid() * b).mean((2, 3)))
+
+
+class Residual(nn.Module):
+    """The first tensor lives on across the block, and the block widens in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 24, 1), nn.Conv2d(24, 6, 1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(self.up(x).relu())
+        return self.head(x.flatten(2).mean(2))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet20": lambda: load_model("resnet20", "random"),
+    "concatenation": Concatenating,
+    "residual": Residual,
+    "mobilenet_v2": lambda: load_model("mobilenet_v2", "random"),
+}
+
+
+class Storages(TorchDispatchMode):
+    """Bytes of the storages that exist, of those that were made while it was on."""
+
+    def __init__(self, fixed: list[Tensor]) -> None:
+        super().__init__()
+        self.fixed = {tensor.untyped_storage()._cdata for tensor in fixed}
+        self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and value.untyped_storage()._cdata not in self.fixed:
+                storage = value.untyped_storage()
+                self.seen[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return result
+
+    def alive(self) -> int:
+        return sum(size for reference, size in self.seen.values() if not reference.expired())
+
+
+def measured_peak(module: nn.Module, x: Tensor) -> int:
+    """Bytes alive after each operation of the freshly traced module, run by an interpreter that frees what nobody
+    reads any more, and its input."""
+    program = torch.export.export(module.eval(), (x,), strict=False).module()
+    storages, peak = Storages([x, *program.parameters(), *program.buffers()]), 0
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            nonlocal peak
+            result = super().run_node(n)
+            peak = max(peak, storages.alive())
+            return result
+
+    with torch.no_grad(), storages:
+        Watch(program).run(x)  # type: ignore[arg-type]
+    return peak + x.numel() * x.element_size()
+
+
+def test_an_input_that_is_part_of_something_larger_counts_alone() -> None:
+    whole = PrunableNetwork(Residual(), images(1, 3, 8, 8))
+    part = PrunableNetwork(Residual(), images(9, 3, 8, 8)[:1])
+    assert part.memory(part.widths) == whole.memory(whole.widths)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_memory_is_what_the_storages_of_the_built_network_take(name: str) -> None:
+    x = images(2, 3, 32, 32)
+    network = PrunableNetwork(NETWORKS[name](), x)
+    plans = np.vstack([network.widths, random_plans(network, 5)])
+    peaks = [network.memory(plan) for plan in plans]
+    assert peaks == [measured_peak(network.slim(plan), x) for plan in plans]
+    assert len(set(peaks)) > 2
+    np.testing.assert_array_equal(network.memory(plans), peaks)
+    assert type(peaks[0]) is int and network.memory(plans).dtype == np.int64
+
+
+def test_memory_by_hand() -> None:
+    network = PrunableNetwork(Residual(), images(1, 3, 8, 8))
+    stem, up = (network.group_names.index(name) for name in ("stem", "up"))
+    widths = network.widths
+    # the input, the stem's output that waits, the wide tensor before and after its ReLU
+    assert network.memory(widths) == 4 * 64 * (3 + 6 + 24 + 24)
+    widths[up] = 1  # the input, the stem's output, the block's, their sum
+    assert network.memory(widths) == 4 * 64 * (3 + 6 + 6 + 6)
+    widths[stem] = 2
+    assert network.memory(widths) == 4 * 64 * (3 + 2 + 2 + 2)
+
+
+def test_memory_never_rises_when_a_width_falls() -> None:
+    network = PrunableNetwork(Concatenating(), images(1, 3, 16, 16))
+    for plan in random_plans(network, 20):
+        for group in np.flatnonzero(plan > 1):
+            assert network.memory(plan - (np.arange(len(plan)) == group)) <= network.memory(plan)
+
+
+# ---- latency ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> LatencyTable:
+    return LatencyTable(large_network(), 5, tmp_path_factory.mktemp("latency"))
+
+
+def large_network() -> Network:
+    return PrunableNetwork(load_model("resnet20", "random"), images(4, 3, 32, 32))
+
+
+def test_predictions_follow_the_measured_latency(table: LatencyTable) -> None:
+    full = table.network.widths
+    plans = np.stack([full, np.maximum(full // 8, 1)])
+    measured, predicted = table.measure(plans), table.predict(plans)
+    assert measured[1] < 0.8 * measured[0] and predicted[1] < 0.8 * predicted[0]
+    # wide: other programs run beside the tests. The benchmark says how good it is on a quiet machine
+    assert (predicted / measured > 0.4).all() and (predicted / measured < 2.5).all()
+
+
+def test_predictions_never_rise_when_a_width_falls(table: LatencyTable) -> None:
+    for plan in random_plans(table.network, 20):
+        less = np.maximum(plan - np.eye(len(plan), dtype=np.int64), 1)
+        assert (table.predict(less) <= table.predict(plan) * (1 + 1e-12)).all()
+
+
+def test_many_plans_are_predicted_as_one_by_one(table: LatencyTable) -> None:
+    plans = random_plans(table.network, 10)
+    many = table.predict(plans)
+    np.testing.assert_allclose(many, [table.predict(plan) for plan in plans])
+    assert many.shape == (10,) and isinstance(table.predict(plans[0]), float)
+
+
+def test_prediction_is_fast_enough_to_land_on(table: LatencyTable) -> None:
+    plan, seconds = table.network.widths // 2, []
+    for _ in range(30):
+        start = time.perf_counter()
+        table.predict(plan)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.002  # 0.06 ms, with room for a busy machine
+
+
+def test_cache_is_used_and_damage_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = PrunableNetwork(Residual(), images(1, 3, 16, 16))
+    first = LatencyTable(network, 2, tmp_path)
+    plans = random_plans(network, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(LatencyTable, "_measure", lambda *_: pytest.fail("measured again"))
+        patch.setattr(LatencyTable, "measure", lambda *_: pytest.fail("measured again"))
+        np.testing.assert_array_equal(LatencyTable(network, 2, tmp_path).predict(plans), first.predict(plans))
+        with pytest.raises(pytest.fail.Exception):
+            LatencyTable(network, 2, tmp_path, refresh=True)
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text()[:100])
+    assert (LatencyTable(network, 2, tmp_path).predict(plans) > 0).all()
+    assert json.loads(file.read_text())["seconds"]
+
+
+def test_alike_layers_are_measured_once(table: LatencyTable) -> None:
+    keys = [op.key for op in table._operations]
+    assert len(set(keys)) < len(keys) / 2  # ResNet-20 repeats its blocks
+
+
+def test_operations_are_measured_at_the_counts_they_say() -> None:
+    network = PrunableNetwork(load_model("mobilenet_v2", "random"), images(1, 3, 32, 32))
+    table = LatencyTable.__new__(LatencyTable)
+    from gnnrl_gym.pruning.timing import operations
+
+    table.network, table.device = network, torch.device("cpu")
+    found = operations(network.trace, network.channels, network.groups)
+    assert {op.node for op in found if op.weighted} == {product.node for product in network.channels.products}
+    for op in found:
+        counts = table._counts(op, 0)[0], table._counts(op, 1)[0]
+        dense, small = (op.call(c, {}, torch.device("cpu"))() for c in (op.sizes, counts))
+        assert dense.shape == op.node.meta["val"].shape
+        if op.outputs_per_group:
+            assert small.shape[1] == counts[0]
+        elif op.weighted:
+            assert small.shape[1] == counts[1]
+
+
+# ---- the environment -------------------------------------------------------------------------------------------
+
+
+BUDGETS: dict[str, dict[str, Any]] = {
+    "memory": {"metric": "memory", "budget": 0.6},
+    "latency": {"metric": "latency", "budget": 0.8},
+    "one in a dictionary": {"budget": {"params": 0.4}},
+    "two": {"budget": {"macs": 0.5, "memory": 0.45}},
+    "three": {"budget": {"macs": 0.6, "latency": 0.9, "params": 0.3}},
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_lands_within_all_budgets_and_next_to_one(case: str, wide: nn.Module) -> None:
+    env = make(model=wide, **BUDGETS[case])
+    for seed in range(3):
+        env.reset(seed=seed)
+        _, _, terminated, _, info = env.step(full_action(env, seed))
+        ratios = {metric: info[f"{metric}_ratio"] for metric in env.budgets}
+        assert terminated and info["is_success"]
+        assert all(ratios[metric] <= budget for metric, budget in env.budgets.items())
+        # a unit more of any group that gave some is too much
+        for group in np.flatnonzero(info["widths"] < env.network.widths):
+            assert not env.within_budget(info["widths"] + (np.arange(len(env.widths)) == group))
+
+
+def test_no_budget_of_several_is_met_by_the_others_alone() -> None:
+    env = make(budget={"params": 0.95, "macs": 0.5})
+    env.reset()
+    assert env.step(full_action(env))[4]["params_ratio"] < 0.95
+    env.reset(options={"budget": {"params": 0.3, "macs": 0.95}})
+    info = env.step(full_action(env))[4]
+    assert 0.25 < info["params_ratio"] <= 0.3
+    assert env.cost_ratio() == info["params_ratio"] != info["macs_ratio"]
+
+
+def test_one_metric_in_a_dictionary_is_the_number() -> None:
+    plans = []
+    for settings in ({"metric": "params", "budget": 0.4}, {"budget": {"params": 0.4}}):
+        env = make(**settings)
+        assert (env.metric, env.budget) == ("params", 0.4)
+        env.reset(seed=0)
+        plans.append(env.step(full_action(env))[4]["widths"])
+    np.testing.assert_array_equal(*plans)
+
+
+def test_spec_and_info_of_several() -> None:
+    made = gym.make("GNNRL-Prune-v0", budget={"macs": 0.5, "memory": 0.7}, round_to=2, **SMALL)
+    assert made.spec is not None
+    again: Any = gym.make(EnvSpec.from_json(made.spec.to_json())).unwrapped
+    assert again.budgets == {"macs": 0.5, "memory": 0.7} and again.round_to == 2
+    assert again.budget == 0.5
+    _, info = again.reset()
+    assert {"macs_ratio", "params_ratio", "memory_ratio"} <= set(info) and "latency_ratio" not in info
+    again.render_mode = "ansi"
+    assert "0.5 of macs and 0.7 of memory" in again.render()
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown metric": ({"budget": {"speed": 0.5}}, "'speed'.*macs, params, memory, latency"),
+    "empty": ({"budget": {}}, "macs"),
+    "above one": ({"budget": {"macs": 0.5, "params": 1.2}}, "1.2 for params"),
+    "no number": ({"budget": {"macs": "half"}}, "'half' for macs"),
+    "out of reach": ({"budget": {"macs": 0.9, "memory": 0.01}}, "memory share.*floor"),
+    "round_to 0": ({"round_to": 0}, "round_to"),
+    "round_to 1.5": ({"round_to": 1.5}, "round_to"),
+    "out of reach in steps": ({"round_to": 4096}, "round_to"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(mistake: str) -> None:
+    settings, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_budget_of_an_episode_counts_the_same_metrics() -> None:
+    env = make(budget={"macs": 0.5, "params": 0.5})
+    for budget, message in ((0.4, "dictionary"), ({"macs": 0.4}, "macs,params"), ({"memory": 0.5}, "memory")):
+        with pytest.raises(ValueError, match=message):
+            env.reset(options={"budget": budget})
+    env.reset(options={"budget": {"params": 0.4, "macs": 0.4}})
+    assert env.budgets == {"params": 0.4, "macs": 0.4}
+    env.reset()
+    assert env.budgets == {"macs": 0.5, "params": 0.5}
+
+
+@pytest.mark.parametrize("landing", ["exact", "free"])
+@pytest.mark.parametrize("round_to", [2, 4, 5])
+def test_widths_are_multiples(round_to: int, landing: str) -> None:
+    env = make(round_to=round_to, landing=landing)
+    full, rng = env.network.widths, np.random.default_rng(0)
+    for _ in range(3):
+        env.reset()
+        over = False
+        while not over:
+            action = rng.uniform(0, 1, env.action_space.shape) ** 0.5
+            _, _, terminated, truncated, info = env.step(action)
+            over, widths = terminated or truncated, info["widths"]
+            assert ((widths % round_to == 0) | (widths == full)).all()
+            assert (widths >= env.floors).all() and (widths < full).any()
+        assert terminated and info["macs_ratio"] <= 0.5
+
+
+def test_groups_smaller_than_a_multiple_stay_whole() -> None:
+    env = make(round_to=12, budget=0.8)
+    small = env.network.widths <= 12
+    assert small.any() and not small.all()
+    env.reset()
+    widths = env.step(np.ones(env.action_space.shape))[4]["widths"]
+    np.testing.assert_array_equal(widths[small], env.network.widths[small])
+
+
+# ---- searches --------------------------------------------------------------------------------------------------
+
+
+def test_result_says_how_good_the_prediction_was(tmp_path: Path, wide: nn.Module) -> None:
+    env = gym.make("GNNRL-Prune-v0", model=wide, budget={"macs": 0.6, "latency": 0.9}, **SMALL)
+    result = search(env, "uniform", 1, out=tmp_path / "run")
+    again = SearchResult.load(tmp_path / "run")
+    assert again == result and again.budget == {"macs": 0.6, "latency": 0.9} and again.metric == "macs,latency"
+    latency, network = again.latency, env.unwrapped.network  # type: ignore[attr-defined]
+    assert latency is not None and min(latency["measured"], latency["dense_measured"]) > 0
+    assert latency["relative_error"] == pytest.approx(latency["predicted"] / latency["measured"] - 1)
+    assert latency["predicted"] <= 0.9 * latency["dense_predicted"]
+    assert again.memory_ratio == network.memory(result.widths) / network.memory(network.widths)
+
+
+def test_without_latency_nothing_is_measured(cache: Path) -> None:
+    env = gym.make("GNNRL-Prune-v0", **SMALL)
+    assert search(env, "uniform", 1).latency is None
+    assert list(cache.iterdir()) == []
+
+
+def test_budgets_on_the_command_line() -> None:
+    assert _budget(["0.5"]) == 0.5
+    assert _budget(["macs=0.5,latency=0.6"]) == _budget(["macs=0.5", "latency=0.6"]) == {"macs": 0.5, "latency": 0.6}
+    for wrong in (["half"], ["macs:0.5"], ["macs=0.5", "0.3"], ["macs=a"], ["macs=0.5", "macs=0.4"], [""]):
+        with pytest.raises(ValueError, match="--budget"):
+            _budget(wrong)
