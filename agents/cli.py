@@ -48,6 +48,7 @@ def search(
     method: Annotated[str, typer.Option(help=f"Searcher: {', '.join(SEARCHERS)}.")] = "ppo",
     evaluations: Annotated[int, typer.Option(help="Candidate plans that may be scored.")] = 400,
     round_to: Annotated[int, typer.Option(help="Widths are multiples of this, or full.")] = 1,
+    granularity: Annotated[str, typer.Option(help="channels, unstructured, 2:4 (N:M) or block4x1.")] = "channels",
     search_images: Annotated[int, typer.Option(help="Images of the search split that score a plan.")] = 1000,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal searches.")] = 0,
     device: Device = "auto",
@@ -62,11 +63,12 @@ def search(
     folder = out or RUNS / f"{model}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
     env = gym.make(
         "GNNRL-Prune-v0", model=model, data=data or "digits", weights=weights, budget=_budget(budget or ["0.5"]),
-        metric=metric, importance=importance, round_to=round_to, search_images=search_images, device=device,
+        metric=metric, importance=importance, round_to=round_to, granularity=granularity,
+        search_images=search_images, device=device,
     )  # fmt: skip
     inner: PruneEnv = env.unwrapped  # type: ignore[assignment]
     groups, allowed = len(inner.network.widths), in_words(inner.budgets)
-    console.print(f"{model}: {groups} channel groups, budget {allowed}, {evaluations} evaluations")
+    console.print(f"{model}: {groups} groups, budget {allowed}, {evaluations} evaluations")
     result = run_search(env, method, evaluations, seed, folder, progress=True)
     if finetune and not result.interrupted:
         result = finetune_run(folder, finetune, device=device, seed=seed)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +17,9 @@ from agents.results import SearchResult
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.latency import measure_latency
+from gnnrl_gym.export import update_slim
+from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.sparsity import SparseNetwork
 from gnnrl_gym.zoo import DataSplits, load_data
 
 
@@ -40,19 +45,25 @@ def finetune_run(
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     result = SearchResult.load(run)
     place, splits = resolve_device(device), data or load_data(result.data)
-    slim, kept = result.pruned(model), result.kept()
+    network, slim = result.network(model), result.pruned(model)
     with tqdm(total=epochs, unit="epoch", desc="fine-tuning", disable=None) as bar:
 
         def show(epoch: int, loss: float) -> None:
             bar.update()
             bar.set_postfix_str(f"training loss {loss:.3f}")
 
-        finetune(slim, splits, epochs, learning_rate, seed, place, show)
+        with _held(network, slim.to(place), result.kept()):
+            finetune(slim, splits, epochs, learning_rate, seed, place, show)
     result.finetuned_accuracy = accuracy(slim, splits.test)
     result.finetune_epochs = (result.finetune_epochs or 0) + epochs
-    result.save_pruned(Path(run), slim, kept)
+    update_slim(result.weights_file, slim)
     result.save(Path(run))
     return result
+
+
+def _held(network: PrunableNetwork, slim: nn.Module, kept: Any) -> AbstractContextManager[Any]:
+    """While the pruned network trains: what single entries were removed stays zero."""
+    return network.zeros_held(slim, kept) if isinstance(network, SparseNetwork) else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,6 @@ def evaluate_run(
         recorded_accuracy=result.test_accuracy if result.finetuned_accuracy is None else result.finetuned_accuracy,
         dense_accuracy=dense_accuracy,
         macs=(network.macs(network.widths), network.macs(result.widths)),
-        params=(network.params(network.widths), sum(p.numel() for p in slim.parameters())),
+        params=(network.params(network.widths), network.params(result.widths)),
         latency=(dense_latency, pruned_latency),
     )

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from gnnrl_gym import PrunableNetwork
+from gnnrl_gym.export import read_slim, rebuild_slim
 from gnnrl_gym.files import write_atomic as write_atomic
+from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.pruning.timing import processor
 from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.models import input_shape_for
@@ -100,28 +102,22 @@ class SearchResult:
                 raise ValueError(f"{error}. The run pruned a module of your own: pass model=.") from error
         shape = self.settings.get("input_shape") or input_shape_for(self.model)
         # the order of the units is of no matter here: the run folder says which were kept
-        return PrunableNetwork(model, torch.zeros(1, *shape))
+        return make_network(model, torch.zeros(1, *shape), self.settings.get("granularity", "channels"))
 
     def pruned(self, model: nn.Module | None = None) -> nn.Module:
         """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""
-        slim = self.network(model).slimmer.slim(self.kept())
-        slim.load_state_dict(self._saved()["state_dict"])
-        return slim.eval()
+        return rebuild_slim(self.network(model), read_slim(self.weights_file), str(self.weights_file))
 
     def kept(self) -> Any:
         """Which units the pruned network of the run has, bool [U]."""
-        return self._saved()["kept"].numpy()
+        return read_slim(self.weights_file)["kept"].numpy()
 
-    def _saved(self) -> dict[str, Any]:
+    @property
+    def weights_file(self) -> Path:
+        """Where the run folder keeps the pruned network."""
         if self.out is None:
             raise ValueError("This result has no run folder: search with out=... to keep the pruned network.")
-        saved: dict[str, Any] = torch.load(Path(self.out) / WEIGHTS, weights_only=True, map_location="cpu")
-        return saved
-
-    def save_pruned(self, folder: Path, slim: nn.Module, kept: Any) -> None:
-        """Write the pruned network: its state dict, and which units it kept (bool [U])."""
-        state = {"kept": torch.from_numpy(kept), "state_dict": {k: v.cpu() for k, v in slim.state_dict().items()}}
-        write_atomic(folder / WEIGHTS, lambda file: torch.save(state, file))
+        return Path(self.out) / WEIGHTS
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from agents.searchers import SEARCHERS, EvaluationsExhausted
 from gnnrl_gym.envs.budget import in_words
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.export import save_slim
 
 
 def search(
@@ -68,7 +69,7 @@ def search(
     result.interrupted = interrupted
     if folder:
         result.out = str(folder)
-        result.save_pruned(folder, prune.slim(recorder.best), prune.network.kept(recorder.best))
+        save_slim(result.weights_file, prune.network, recorder.best, prune.slim(recorder.best))
         result.save(folder)
     return result
 
@@ -122,7 +123,7 @@ def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, secon
 
 
 def _settings(env: PruneEnv) -> dict[str, Any]:
-    names = ("landing", "max_steps", "floor", "round_to", "search_images", "recalibration_images")
+    names = ("landing", "max_steps", "floor", "round_to", "granularity", "search_images", "recalibration_images")
     shape = {"input_shape": list(env.data.input_shape), "num_classes": env.data.num_classes}
     return {name: env.arguments[name] for name in names} | shape
 

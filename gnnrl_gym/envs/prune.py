@@ -21,6 +21,7 @@ from gnnrl_gym.evaluation.accuracy import PlanEvaluator, resolve_device
 from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
 from gnnrl_gym.zoo.models import DIGITS
 
@@ -66,6 +67,8 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     * `landing`: `exact` or `free`. `max_steps`: steps before truncation.
     * `floor`: share of every group's units that always stays (at least one unit does).
     * `round_to`: widths are multiples of it, or full. A group with fewer units than that stays whole.
+    * `granularity`: what a ratio removes: `channels`, or entries of single layers: `unstructured`, `2:4` (any N:M),
+      `block4x1` (any size); these save parameters only, so they go with `metric="params"`.
     * `search_images`, `recalibration_images`: how many images score a plan, and re-estimate its statistics.
     * `device`: `auto`, `cpu`, `cuda`.
     * `render_mode`: `ansi` or `rgb_array`: the groups with what is kept and what it costs.
@@ -96,6 +99,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         max_steps: int = 5,
         floor: float = 0.1,
         round_to: int = 1,
+        granularity: str = "channels",
         search_images: int = 1000,
         recalibration_images: int = 256,
         device: str = "auto",
@@ -116,7 +120,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self.metric, self.landing, self.max_steps, self.render_mode = ",".join(budgets), landing, max_steps, render_mode
         self.network = self._prunable(module.to(self.device), importance, recalibration_images)
         self.round_to, full = round_to, self.network.widths
-        floors = np.maximum(np.ceil(floor * full).astype(np.int64), 1)
+        floors = np.maximum(np.ceil(floor * full).astype(np.int64), self.network.least)
         self._steps_full, self._steps_floor = to_steps(full, round_to), to_steps(floors, round_to)
         self.floors = to_widths(self._steps_floor, full, round_to)
         self.meter = Meter(self.network, budgets)
@@ -145,7 +149,8 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
                 f"The network answers with shape {tuple(outputs.shape)}, but {self.data.name!r} has "
                 f"{self.data.num_classes} classes: use a network with that many outputs."
             )
-        return PrunableNetwork(module, x[:1], importance, (x, y) if importance == "taylor" else None)
+        batch = (x, y) if importance == "taylor" else None
+        return make_network(module, x[:1], self.arguments["granularity"], importance, batch)
 
     def _spaces(self) -> None:
         count = len(self.network.widths)

@@ -48,6 +48,8 @@ class PrunableNetwork:
     Shapes: a plan is [A], or [B, A] for B candidates.
     """
 
+    least = 1  # the smallest width of a group: no layer may be empty
+
     def __init__(
         self,
         model: nn.Module,
