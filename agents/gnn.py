@@ -7,14 +7,19 @@ pooling into the next. Beyond the paper, edge features take part and every decis
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
-from torch_geometric.nn import GINEConv
-from torch_geometric.utils import scatter
+
+with warnings.catch_warnings():
+    # importing it uses torch.jit.script, whose end torch announces: nothing that our users can do about
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+    from torch_geometric.nn import GINEConv
+    from torch_geometric.utils import scatter
 
 
 class GraphBatch(NamedTuple):
