@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import gymnasium as gym
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -32,7 +31,6 @@ console = Console()
 
 Run = Annotated[Path | None, typer.Argument(help="Run folder that `gnnrl search` wrote. [default: the newest in runs]")]
 RUNS = Path("runs")
-SMALL = 5_000_000  # MACs of one image, below which threads wait for each other longer than they compute
 Device = Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")]
 
 
@@ -71,8 +69,6 @@ def search(
     inner: PruneEnv = env.unwrapped  # type: ignore[assignment]
     groups, allowed = len(inner.network.widths), in_words(inner.budgets)
     console.print(f"{model}: {groups} groups, budget {allowed}, {evaluations} evaluations")
-    if inner.network.macs(inner.network.widths) < SMALL:
-        torch.set_num_threads(1)
     result = run_search(env, method, evaluations, seed, folder, progress=True)
     if finetune and not result.interrupted:
         result = finetune_run(folder, finetune, device=device, seed=seed)

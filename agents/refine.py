@@ -17,6 +17,7 @@ from agents.results import SearchResult
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.latency import measure_latency
+from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import update_slim
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.sparsity import SparseNetwork
@@ -52,7 +53,7 @@ def finetune_run(
             bar.update()
             bar.set_postfix_str(f"training loss {loss:.3f}")
 
-        with _held(network, slim.to(place), result.kept()):
+        with _held(network, slim.to(place), result.kept()), fitting_threads(network):
             finetune(slim, splits, epochs, learning_rate, seed, place, show)
     result.finetuned_accuracy = accuracy(slim, splits.test)
     result.finetune_epochs = (result.finetune_epochs or 0) + epochs
@@ -92,9 +93,10 @@ def evaluate_run(
     place, splits = resolve_device(device), data or load_data(result.data)
     network, slim = result.network(model), result.pruned(model).to(place)
     dense = copy.deepcopy(network.model).to(place)
-    pruned_accuracy, dense_accuracy = accuracy(slim, splits.test), accuracy(dense, splits.test)
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)
-    dense_latency, pruned_latency = measure_latency([dense, slim], images)
+    with fitting_threads(network):
+        pruned_accuracy, dense_accuracy = accuracy(slim, splits.test), accuracy(dense, splits.test)
+        dense_latency, pruned_latency = measure_latency([dense, slim], images)
     return Evaluation(
         accuracy=pruned_accuracy,
         recorded_accuracy=result.test_accuracy if result.finetuned_accuracy is None else result.finetuned_accuracy,

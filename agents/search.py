@@ -17,6 +17,7 @@ from agents.searchers import SEARCHERS, EvaluationsExhausted
 from gnnrl_gym.envs.budget import in_words
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import save_slim
 
 
@@ -54,7 +55,7 @@ def search(
     recorder = PlanRecorder(env, evaluations, folder, progress)
     start, interrupted = time.perf_counter(), False
     try:
-        with contextlib.suppress(EvaluationsExhausted):
+        with contextlib.suppress(EvaluationsExhausted), fitting_threads(prune.network):
             SEARCHERS[method](recorder, seed, folder, **settings)
     except KeyboardInterrupt:
         if recorder.best is None:
