@@ -71,7 +71,10 @@ def search(
     console.print(f"{model}: {groups} groups, budget {allowed}, {evaluations} evaluations")
     result = run_search(env, method, evaluations, seed, folder, progress=True)
     if finetune and not result.interrupted:
-        result = finetune_run(folder, finetune, device=device, seed=seed)
+        try:
+            result = finetune_run(folder, finetune, device=device, seed=seed)
+        except KeyboardInterrupt:
+            console.print(f"Fine-tuning stopped: the run is as the search left it. Later: gnnrl finetune {folder}")
     _show(result)
 
 

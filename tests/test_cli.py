@@ -168,3 +168,16 @@ def test_run_without_its_network_is_refused(shell: Shell, run: Path) -> None:
     (run / "pruned.pt").unlink()
     code, _, err = shell("evaluate", run, "--device", "cpu")
     assert code == 2 and "pruned.pt" in err
+
+
+def test_interrupted_fine_tuning_keeps_the_search(
+    tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.cli.finetune_run", interrupted)
+    code, out, _ = shell("search", *small(tmp_path / "run"), "--finetune", 1)
+    assert code == 0 and "Fine-tuning stopped" in out
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["search_accuracy"] > 0 and record["finetuned_accuracy"] is None
