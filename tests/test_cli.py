@@ -177,7 +177,7 @@ def test_interrupted_fine_tuning_keeps_the_search(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("agents.cli.finetune_run", interrupted)
-    code, out, _ = shell("search", *small(tmp_path / "run"), "--finetune", 1)
+    code, out, _ = shell(*small(tmp_path / "run", "--finetune", 1))
     assert code == 0 and "Fine-tuning stopped" in out
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["search_accuracy"] > 0 and record["finetuned_accuracy"] is None
