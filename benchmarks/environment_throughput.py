@@ -12,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, of_model
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.zoo import DataSplits, Split, load_model
 from gnnrl_gym.zoo.models import input_shape_for
@@ -89,4 +89,4 @@ def table(record: dict[str, Any]) -> str:
     return markdown_table(header, rows)
 
 
-BENCHMARK = Benchmark("environment-throughput", "cost of a step without the accuracy evaluation", run, table)
+BENCHMARK = Benchmark("environment-throughput", "cost of a step without the accuracy evaluation", run, table, of_model)

@@ -75,6 +75,11 @@ class Benchmark:
         return path
 
 
+def of_model(options: Options) -> str:
+    """Variant: a measurement of one network must not replace that of all."""
+    return options.model or ""
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; the first column is left-aligned, the others right."""
     lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]

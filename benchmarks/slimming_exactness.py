@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, of_model
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.models import input_shape_for
@@ -91,4 +91,4 @@ def table(record: dict[str, Any]) -> str:
     return markdown_table(header, rows)
 
 
-BENCHMARK = Benchmark("slimming-exactness", "slim against mask, cost against a counter", run, table)
+BENCHMARK = Benchmark("slimming-exactness", "slim against mask, cost against a counter", run, table, of_model)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, of_model
 from benchmarks.slimming_exactness import randomise_statistics
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.landing import land
@@ -163,4 +163,4 @@ def _passes(row: dict[str, Any]) -> bool:
     )
 
 
-BENCHMARK = Benchmark("torchvision-coverage", "all of torchvision, Torch-Pruning beside it", run, table)
+BENCHMARK = Benchmark("torchvision-coverage", "all of torchvision, Torch-Pruning beside it", run, table, of_model)
