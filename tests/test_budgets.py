@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from agents import SearchResult, search
 from agents.cli import _budget
@@ -172,6 +173,25 @@ def test_memory_never_rises_when_a_width_falls() -> None:
 # ---- latency ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clock() -> Iterator[None]:
+    """A clock that counts operations instead of seconds: other programs run beside the tests. How good predictions are
+    on a real clock is measured by the benchmark latency-prediction."""
+
+    def take_turns(calls: Any, repeats: int, device: torch.device) -> list[float]:
+        return [1e-6 + 1e-10 * _flops(call) for call in calls]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gnnrl_gym.pruning.latency.take_turns", take_turns)
+        yield
+
+
+def _flops(call: Any) -> int:
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> LatencyTable:
     return LatencyTable(large_network(), 5, tmp_path_factory.mktemp("latency"))
@@ -182,7 +202,6 @@ def large_network() -> Network:
 
 
 def test_an_eighth_of_the_widths_is_predicted_to_be_clearly_faster(table: LatencyTable) -> None:
-    # against measured latency it is a benchmark's matter: other programs run beside the tests
     full = table.network.widths
     predicted = table.predict(np.stack([full, np.maximum(full // 8, 1)]))
     assert 0 < predicted[1] < 0.8 * predicted[0]

@@ -161,6 +161,8 @@ class LatencyTable:
         plans = np.vstack([full, np.maximum(np.round(shares * full), 1).astype(np.int64)])
         whole = np.array(self.measure(plans))
         found = nnls(np.stack([self._sum(plans) / whole, 1 / whole], 1), np.ones(len(whole)))[0].tolist()
+        if found[0] == 0:  # noise: a constant alone would say that no pruning ever saves time
+            found = [float(whole[0] / self._sum(full)), 0.0]
         self._write({self._key: found})
         return list(found)
 
