@@ -49,6 +49,7 @@ class PrunableNetwork:
     """
 
     least = 1  # the smallest width of a group: no layer may be empty
+    group = "group"  # what a width belongs to, in messages
 
     def __init__(
         self,
@@ -183,9 +184,10 @@ class PrunableNetwork:
             raise ValueError(f"A plan has shape [A={len(self.widths)}] or [B, {len(self.widths)}], got {plan.shape}.")
         if plan.dtype.kind not in "iu":
             raise ValueError(f"Widths are integers, got {plan.dtype}. Round them first.")
-        if (plan < 1).any() or (plan > self.widths).any():
-            at = np.argwhere((plan < 1) | (plan > self.widths))[0, -1]
-            raise ValueError(f"Width of group {at} must be between 1 and {self.widths[at]}: no layer may be empty.")
+        if ((plan < self.least) | (plan > self.widths)).any():
+            at = np.argwhere((plan < self.least) | (plan > self.widths))[0, -1]
+            why = ": no layer may be empty" if self.least else ""
+            raise ValueError(f"Width of {self.group} {at} must be between {self.least} and {self.widths[at]}{why}.")
         return plan.astype(np.int64, copy=False)
 
     def __reduce__(self) -> Any:

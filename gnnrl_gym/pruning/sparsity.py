@@ -185,6 +185,8 @@ class SparseNetwork(PrunableNetwork):
         UnsupportedOperation: the network can't be traced, or no layer holds a whole tile.
     """
 
+    group = "layer"
+
     def __init__(self, model: nn.Module, example_input: Tensor | tuple[Any, ...], granularity: str) -> None:
         self.granularity, form = granularity, Granularity.parse(granularity)
         self.model = model
@@ -235,17 +237,6 @@ class SparseNetwork(PrunableNetwork):
     def kept(self, widths: Plans) -> Kept:
         """Which units a plan [A] leaves as they are: the largest of every layer, bool [U]."""
         return np.concatenate([r < width for r, width in zip(self._ranks, self._one_plan(widths), strict=True)])
-
-    def _plan(self, widths: Plans) -> Ints:
-        plan = np.asarray(widths)
-        if plan.ndim not in (1, 2) or plan.shape[-1] != len(self.widths):
-            raise ValueError(f"A plan has shape [A={len(self.widths)}] or [B, {len(self.widths)}], got {plan.shape}.")
-        if plan.dtype.kind not in "iu":
-            raise ValueError(f"Widths are integers, got {plan.dtype}. Round them first.")
-        if ((plan < self.least) | (plan > self.widths)).any():
-            at = np.argwhere((plan < self.least) | (plan > self.widths))[0, -1]
-            raise ValueError(f"Width of layer {at} must be between {self.least} and {self.widths[at]}.")
-        return plan.astype(np.int64, copy=False)
 
     def zeros_held(self, module: nn.Module, kept: Kept) -> contextlib.AbstractContextManager[None]:
         """``with network.zeros_held(module, network.kept(plan)): finetune(module, ...)``; see `WeightMasker`."""
