@@ -7,18 +7,21 @@ from typing import Any
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents.policy import GraphPolicy
 from agents.recorder import EvaluationsExhausted, PlanRecorder
-from agents.sb3 import make_sb3_env
+from agents.sb3 import PruneVecEnv
 
 POLICY = "policy.zip"
 
 # A plan is one decision with an exact landing, so an episode is nearly always one step from the same state: a batch
-# of plans is compared with the batch's mean (normalised advantages), and nothing is bootstrapped.
+# of plans is compared with the batch's mean (normalised advantages), and nothing is bootstrapped. Each plan of a batch
+# has a slot of its own, so that they are measured side by side.
+SLOTS = 10
 HYPERPARAMETERS: dict[str, Any] = {
-    "n_steps": 10,
-    "batch_size": 10,
+    "n_steps": 1,
+    "batch_size": SLOTS,
     "n_epochs": 10,
     "learning_rate": 3e-3,
     "gamma": 1.0,
@@ -40,13 +43,13 @@ class _StopWhenSpent(BaseCallback):
 
 
 def make_ppo(env: Any, seed: int = 0, device: str = "auto", tensorboard: Path | None = None, **settings: Any) -> PPO:
-    """A PPO agent with `GraphPolicy` for a graph environment already wrapped by `make_sb3_env`.
+    """A PPO agent with `GraphPolicy` for a graph environment already wrapped by `make_sb3_env`, or a `PruneVecEnv`.
 
     Args:
         settings: override `HYPERPARAMETERS`; `policy_kwargs` override `POLICY_KWARGS`.
     """
     policy = {**POLICY_KWARGS, **settings.pop("policy_kwargs", {})}
-    policy["features_extractor_kwargs"] = {"levels": env.get_wrapper_attr("levels")} | policy.get(
+    policy["features_extractor_kwargs"] = {"levels": _levels(env)} | policy.get(
         "features_extractor_kwargs", {}
     )
     log = str(tensorboard) if tensorboard else None
@@ -56,9 +59,14 @@ def make_ppo(env: Any, seed: int = 0, device: str = "auto", tensorboard: Path | 
     )  # fmt: skip
 
 
+def _levels(env: Any) -> int:
+    return int(env.get_attr("levels")[0] if isinstance(env, VecEnv) else env.get_wrapper_attr("levels"))
+
+
 def ppo(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, **settings: Any) -> PPO:
     """Learn until the evaluations are spent; the policy is saved in `out`."""
-    agent = make_ppo(make_sb3_env(recorder), seed, str(recorder.unwrapped.device), out, **settings)  # type: ignore[attr-defined]
+    device = str(recorder.unwrapped.device)  # type: ignore[attr-defined]
+    agent = make_ppo(PruneVecEnv(recorder, SLOTS), seed, device, out, **settings)
     try:
         agent.learn(10**9, callback=_StopWhenSpent(recorder), tb_log_name="tensorboard")
     except EvaluationsExhausted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from gnnrl_gym.envs.prune_vector import prefetch
 from gnnrl_gym.graph.groups import Ints
 
 LOG = "evaluations.jsonl"
@@ -21,12 +23,17 @@ class EvaluationsExhausted(Exception):
 
 
 class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
-    """Records every evaluated plan of a pruning environment.
+    """Records every evaluated plan of an environment, and stops the search when its evaluations are spent.
+
+    The environment counts its `evaluations`, and its `info` has `search_accuracy`, `is_success` and the plan, under
+    the name that its attribute `plan_key` gives.
 
     Args:
-        env: a pruning environment (`info` has widths, evaluations, search_accuracy, is_success).
+        env: the environment.
         evaluations: how many the search may spend.
-        folder: gets `evaluations.jsonl`, a line per evaluation, and TensorBoard curves; or None.
+        folder: gets `evaluations.jsonl`, a line per evaluation, and TensorBoard curves; or None. Evaluations that an
+            interrupted run has left there are gone through again (from memory, see `remembered`) before new lines
+            are written.
         progress: show a bar with the best accuracy so far.
 
     Attributes:
@@ -38,8 +45,10 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         self, env: gym.Env[Any, Any], evaluations: int, folder: Path | None = None, progress: bool = False
     ) -> None:
         super().__init__(env)
+        self.plan_key = str(getattr(env.unwrapped, "plan_key", "widths"))
         self.limit = evaluations
         self._log = folder / LOG if folder else None
+        self._known = remembered(folder) if folder else []
         self._curves = SummaryWriter(str(folder / "tensorboard")) if folder else None
         self.best: Ints | None = None
         self.best_accuracy = -1.0
@@ -54,6 +63,11 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         return int(self.env.unwrapped.evaluations - self._start)  # type: ignore[attr-defined]
 
     @property
+    def left(self) -> int:
+        """Evaluations that may still be spent."""
+        return max(self.limit - self.spent, 0)
+
+    @property
     def exhausted(self) -> bool:
         """Whether the search is over. Steps are bounded too: a policy may never reach the budget."""
         return self.spent >= self.limit or self.steps >= 10 * self.limit + 500
@@ -64,20 +78,59 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         Raises:
             EvaluationsExhausted: there is no evaluation left.
         """
+        return self.step_in(self.env, action)
+
+    def step_in(self, env: gym.Env[Any, Any], action: Any) -> Any:
+        """`step` of one of the environment's slots."""
         if self.exhausted:
             raise EvaluationsExhausted
         before = self.spent
-        result = self.env.step(action)
+        result = env.step(action)
         self.steps += 1
         if self.spent > before:
             self._record(result[4])
         return result
 
+    def play(self, actions: Sequence[Any] | np.ndarray) -> list[tuple[float, dict[str, Any]]]:
+        """An episode for each of `actions` [K, A], which is repeated until the end: (return, last info) of each.
+
+        Raises:
+            EvaluationsExhausted: the evaluations ended on the way; those before count.
+        """
+        self.reset()
+        if hasattr(self.unwrapped, "slots"):  # what comes first is measured side by side
+            prefetch([self.unwrapped] * len(actions[: self.left]), np.asarray(actions)[: self.left])
+        return [self._episode(action) for action in actions]
+
+    def _episode(self, action: Any) -> tuple[float, dict[str, Any]]:
+        self.reset()
+        total = 0.0
+        while True:
+            _, reward, terminated, truncated, info = self.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                return total, dict(info)
+
+    def evaluate(self, widths: Ints) -> float:
+        """Spend one evaluation on a plan [A] of a pruning environment, within the budget or not: its accuracy.
+
+        Raises:
+            EvaluationsExhausted: there is no evaluation left.
+        """
+        if self.exhausted:
+            raise EvaluationsExhausted
+        env: Any = self.unwrapped
+        accuracy = float(env.evaluate(widths))
+        ratio = env.meter.ratio("macs", widths)
+        within = env.within_budget(widths)
+        self._record({"widths": widths, "search_accuracy": accuracy, "macs_ratio": ratio, "is_success": within})
+        return accuracy
+
     def _record(self, info: dict[str, Any]) -> None:
         accuracy = float(info["search_accuracy"])
         self.accuracies.append(accuracy)
         if info["is_success"] and accuracy > self.best_accuracy:
-            self.best, self.best_accuracy = np.array(info["widths"]), accuracy
+            self.best, self.best_accuracy = np.array(info[self.plan_key]), accuracy
         self._write(accuracy, info)
         self._bar.update()
         self._bar.set_postfix_str(f"best search accuracy {100 * self.best_accuracy:.2f} %")
@@ -85,14 +138,54 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
     def _write(self, accuracy: float, info: dict[str, Any]) -> None:
         if self._log is None or self._curves is None:
             return
-        line = {"evaluation": self.spent, "search_accuracy": accuracy, "macs_ratio": info["macs_ratio"]}
+        line = {"evaluation": self.spent, "search_accuracy": accuracy, "is_success": bool(info["is_success"])}
+        line |= {key: float(value) for key, value in info.items() if key.endswith("_ratio")}
+        line |= {self.plan_key: np.asarray(info[self.plan_key]).tolist()}
+        if self.spent <= len(self._known):
+            self._check_known(line)
+            return
         with self._log.open("a") as file:
-            file.write(json.dumps(line | {"widths": info["widths"].tolist()}) + "\n")
+            file.write(json.dumps(line) + "\n")
         self._curves.add_scalar("search/accuracy", accuracy, self.spent)
         self._curves.add_scalar("search/best accuracy", self.best_accuracy, self.spent)
+
+    def _check_known(self, line: dict[str, Any]) -> None:
+        if line[self.plan_key] != self._known[self.spent - 1][self.plan_key]:
+            raise ValueError(
+                f"Evaluation {self.spent} of the interrupted run was of another plan than now: it can't be resumed "
+                "with other settings, versions or threads. Start it anew with another --out."
+            )
 
     def close(self) -> None:
         """End the bar. The environment is the caller's: it stays open."""
         self._bar.close()
         if self._curves is not None:
             self._curves.close()
+
+
+class SlotRecorder(gym.Wrapper[Any, Any, Any, Any]):
+    """One of several slots that are searched together: they share a `PlanRecorder`."""
+
+    def __init__(self, slot: gym.Env[Any, Any], recorder: PlanRecorder) -> None:
+        super().__init__(slot)
+        self.recorder = recorder
+
+    def step(self, action: Any) -> Any:
+        """As `PlanRecorder.step`."""
+        return self.recorder.step_in(self.env, action)
+
+
+def remembered(folder: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run folder, as `evaluations.jsonl` holds them. A half-written last line is cut off."""
+    path, found = folder / LOG, []
+    if not path.is_file():
+        return []
+    whole = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        found.append(json.loads(line))
+        whole += len(line)
+    with path.open("r+b") as file:
+        file.truncate(whole)
+    return found

@@ -8,7 +8,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import RescaleAction
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from agents.recorder import PlanRecorder, SlotRecorder
+from gnnrl_gym.envs.prune_vector import prefetch
 from gnnrl_gym.wrappers import PadGraph
 
 
@@ -32,3 +36,26 @@ def make_sb3_env(
     """
     padded = PadGraph(env, max_nodes, max_edges, max_decisions)
     return Monitor(RescaleAction(padded, np.float32(-1), np.float32(1)))
+
+
+class PruneVecEnv(DummyVecEnv):
+    """Slots of one pruning environment as a Stable-Baselines3 `VecEnv`: the plans of a step are measured side by side.
+
+    Args:
+        env: a `GNNRL-Prune-v0` environment, or a `PlanRecorder` around one, which then counts for all slots.
+        slots: K.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], slots: int) -> None:
+        inner: Any = env.unwrapped
+        found = inner.slots(slots)
+        if isinstance(env, PlanRecorder):
+            found = [SlotRecorder(slot, env) for slot in found]
+        super().__init__([lambda slot=slot: make_sb3_env(slot) for slot in found])  # type: ignore[misc]
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step every slot; finished ones are reset."""
+        slots: list[Any] = [env.unwrapped for env in self.envs]
+        ratios = [(np.clip(action, -1, 1) + 1) / 2 for action in self.actions]
+        prefetch(slots, [row[: len(slot.network.widths)] for row, slot in zip(ratios, slots, strict=True)])
+        return super().step_wait()

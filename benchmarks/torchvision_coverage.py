@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import multiprocessing
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from agents.results import write_atomic
 from benchmarks.registry import Benchmark, Options, markdown_table, of_model
 from benchmarks.slimming_exactness import randomise_statistics
 from gnnrl_gym import PrunableNetwork
@@ -28,30 +32,56 @@ _SIZES = {"vit_h_14": 224, "vit_": 224, "maxvit": 224, "swin_v2": 256, "swin": 2
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Each network in a process of its own, so that the large ones leave no memory behind."""
+    """Each network in processes of its own, so that the large ones leave no memory behind and a crash is one row.
+
+    Rows are kept in the runs folder: an interrupted measurement goes on where it was.
+    """
     names = [options.model] if options.model else torchvision.models.list_models(module=torchvision.models)
-    context = multiprocessing.get_context("spawn")
+    folder = options.runs / "torchvision-coverage"
     rows = []
-    for name in tqdm(names, unit="network", disable=None):
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            rows.append(pool.submit(_measure, name, options.seed).result())
+    with tqdm(names, unit="network") as bar:
+        for name in bar:
+            bar.set_postfix_str(name)
+            rows.append(_row(folder / f"{name}.json", name, options.seed))
     return {"plans": PLANS, "budget": BUDGET, "rows": rows}
 
 
-def _measure(name: str, seed: int) -> dict[str, Any]:
+def _row(path: Path, name: str, seed: int) -> dict[str, Any]:
+    if path.is_file():
+        return json.loads(path.read_text())
+    row = {"network": name, "image": _size(name)}
+    row |= {"torch_pruning": _isolated(_torch_pruning, name, seed)}
+    found = _isolated(_measure, name, seed)
+    row |= found if isinstance(found, dict) else {"error": found}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda file: file.write(json.dumps(row).encode()))
+    return row
+
+
+def _isolated(measure: Callable[[str, int], Any], name: str, seed: int) -> Any:
+    """What `measure` says in a process of its own, or how it failed: a row that says so is a result."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, name, seed).result()
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def _size(name: str) -> int:
+    return next((size for start, size in _SIZES.items() if name.startswith(start)), 64)
+
+
+def _prepared(name: str, seed: int) -> tuple[nn.Module, Tensor]:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     # the fast path of attention is one fused call that the counter does not see into
     torch.backends.mha.set_fastpath_enabled(False)
-    size = next((size for start, size in _SIZES.items() if name.startswith(start)), 64)
-    model, x = _build(name), torch.randn(1, 3, size, size)
-    row: dict[str, Any] = {"network": name, "image": size, "parameters": sum(p.numel() for p in model.parameters())}
-    try:
-        row |= {"torch_pruning": _torch_pruning(copy.deepcopy(model), x)}
-        row |= _ours(model, x, seed)
-    except Exception as error:  # a row that says so is the result
-        row |= {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-    return row
+    return _build(name), torch.randn(1, 3, _size(name), _size(name))
+
+
+def _measure(name: str, seed: int) -> dict[str, Any]:
+    model, x = _prepared(name, seed)
+    return {"parameters": sum(p.numel() for p in model.parameters())} | _ours(model, x, seed)
 
 
 def _build(name: str) -> nn.Module:
@@ -96,14 +126,14 @@ def _plan(network: PrunableNetwork, rng: np.random.Generator) -> np.ndarray:
 
 def _check(network: PrunableNetwork, plan: np.ndarray, x: Tensor) -> tuple[float, bool, bool]:
     """Relative error of slim against mask (in float64 where rounding may hide it), costs, backward in train mode."""
-    slim, mask = network.slim(plan).eval(), network.mask(plan).eval()
+    slim = network.slim(plan).eval()
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
             found = slim(x)
-        error = _relative(found, mask(x))
+        error = _relative(found, network.mask(plan).eval()(x))
         if error > 1e-4:
-            error = _relative(slim.double()(x.double()), mask.double()(x.double()))
-            slim.float()
+            found = copy.deepcopy(slim).double()(x.double())
+            error = _relative(found, network.mask(plan).double().eval()(x.double()))
     params = sum(p.numel() for p in slim.parameters()) == network.params(plan)
     return error, params and counter.get_total_flops() == 2 * network.macs(plan), _backward(slim, x)
 
@@ -119,23 +149,24 @@ def _backward(slim: nn.Module, x: Tensor) -> bool:
     return all(p.grad is not None for p in slim.parameters())
 
 
-def _torch_pruning(model: nn.Module, x: Tensor) -> str:
-    """ "ok", "not installed", or how Torch-Pruning fails to halve the channels and run forward and backward."""
+def _torch_pruning(name: str, seed: int) -> str:
+    """ "ok", "not installed", or an error: how Torch-Pruning removes channels and runs forward and backward."""
     try:
         import torch_pruning
     except ImportError:
         return "not installed"
+    model, x = _prepared(name, seed)
     ignored = [m for m in model.modules() if 1000 in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
-    try:
-        importance = torch_pruning.importance.MagnitudeImportance(p=2)
-        pruner = torch_pruning.pruner.MagnitudePruner(
-            model, x, importance=importance, pruning_ratio=0.3, ignored_layers=ignored
-        )
-        pruner.step()
-        model.eval()(x).sum().backward()
-        return "ok"
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:120]}"
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        model,
+        x,
+        importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.3,
+        ignored_layers=ignored,
+    )
+    pruner.step()
+    model.eval()(x).sum().backward()
+    return "ok"
 
 
 def table(record: dict[str, Any]) -> str:

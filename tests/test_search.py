@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents import SearchResult, search
 from agents.refine import evaluate_run, finetune_run
-from agents.searchers import SEARCHERS, run_episode
+from agents.searchers import SEARCHERS
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.zoo import Split, load_data, load_model
 
@@ -26,13 +26,13 @@ KEYS = {
     "model", "data", "budget", "metric", "method", "seed", "evaluations", "widths", "macs_ratio", "params_ratio",
     "search_accuracy", "test_accuracy", "finetuned_accuracy", "versions",
 }  # fmt: skip
-EVALUATIONS = {"uniform": 1, "random": 8, "ppo": 8}
+EVALUATIONS = {"uniform": 1, "random": 21, "ppo": 21, "sensitivity": 20, "es": 21, "cma-es": 21}
 
 
 @pytest.fixture(scope="module", params=EVALUATIONS)
 def run(request: pytest.FixtureRequest, digits_env: Env, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     """A small search with every method, in a run folder."""
-    return search(digits_env, request.param, 8, seed=1, out=tmp_path_factory.mktemp("runs") / request.param)
+    return search(digits_env, request.param, 21, seed=1, out=tmp_path_factory.mktemp("runs") / request.param)
 
 
 def folder(run: SearchResult) -> Path:
@@ -54,7 +54,7 @@ def test_spends_what_it_was_given_and_keeps_the_budget(run: SearchResult, digits
 def test_every_evaluation_has_a_line_and_the_best_is_kept(run: SearchResult) -> None:
     logged = lines(folder(run))
     assert [line["evaluation"] for line in logged] == list(range(1, run.evaluations + 1))
-    best = max(logged, key=lambda line: line["search_accuracy"])
+    best = max((line for line in logged if line["is_success"]), key=lambda line: line["search_accuracy"])
     assert run.search_accuracy == best["search_accuracy"]
     assert run.widths == best["widths"]
 
@@ -91,7 +91,7 @@ def test_pruned_needs_a_folder(digits_env: Env) -> None:
         search(digits_env, "uniform", 1).pruned()
 
 
-@pytest.mark.parametrize("method", ["random", "ppo"])
+@pytest.mark.parametrize("method", ["random", "ppo", "es", "cma-es"])
 def test_seeds_decide(digits_env: Env, tmp_path: Path, method: str) -> None:
     plans = []
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
@@ -160,7 +160,7 @@ def interrupted_after(evaluations: int) -> Callable[..., None]:
     def searcher(recorder: Any, seed: int = 0, out: Path | None = None) -> None:
         recorder.action_space.seed(seed)
         for _ in range(evaluations):
-            run_episode(recorder, recorder.action_space.sample)
+            recorder.play([recorder.action_space.sample()])
         raise KeyboardInterrupt
 
     return searcher
@@ -181,6 +181,64 @@ def test_interrupted_before_the_first_evaluation(digits_env: Env, monkeypatch: p
     monkeypatch.setitem(SEARCHERS, "interrupted", interrupted_after(0))
     with pytest.raises(KeyboardInterrupt):
         search(digits_env, "interrupted", 100)
+
+
+@pytest.mark.parametrize("method", ["random", "ppo", "sensitivity", "es", "cma-es"])
+@pytest.mark.parametrize("cut", [0, 20])
+def test_resumed_equals_uninterrupted(digits_env: Env, tmp_path: Path, method: str, cut: int) -> None:
+    whole = search(digits_env, method, 20, seed=3, out=tmp_path / "whole")
+    kill_after(12, digits_env, method, tmp_path / "killed", cut)
+    resumed = search(digits_env, method, 20, seed=3, out=tmp_path / "killed", resume=True)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    changing = {"out": None, "seconds": 0.0}
+    assert replace(resumed, **changing) == replace(whole, **changing)
+
+
+def kill_after(count: int, env: Env, method: str, out: Path, cut: int) -> None:
+    """A search that dies after `count` evaluations, `cut` bytes before the end of its last line."""
+    with pytest.raises(RuntimeError, match="killed"):
+        search(DiesAfter(env, count), method, 20, seed=3, out=out)
+    log = out / "evaluations.jsonl"
+    log.write_bytes(log.read_bytes()[: -cut or None])
+    assert not (out / "result.json").exists()
+    env.unwrapped.evaluator._scores.clear()  # type: ignore[attr-defined]  # another process remembers nothing
+
+
+class DiesAfter(gym.Wrapper[Any, Any, Any, Any]):
+    def __init__(self, env: Env, count: int) -> None:
+        super().__init__(env)
+        inner = env.unwrapped
+        score, start = inner.evaluator.score, inner.evaluations  # type: ignore[attr-defined]
+
+        def dying(widths: Any) -> float:
+            if inner.evaluations - start >= count:  # type: ignore[attr-defined]
+                del inner.evaluator.score  # type: ignore[attr-defined]
+                raise RuntimeError("killed")
+            return float(score(widths))
+
+        inner.evaluator.score = dying  # type: ignore[attr-defined]
+
+
+def test_resuming_does_not_measure_again(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_after(12, digits_env, "es", tmp_path / "run", 0)
+    evaluator, measured = digits_env.unwrapped.evaluator, []  # type: ignore[attr-defined]
+    measure = evaluator._measure
+    monkeypatch.setattr(evaluator, "_measure", lambda plan: measured.append(plan) or measure(plan))
+    search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
+    assert len(measured) <= 8
+
+
+def test_resuming_refuses_another_search(digits_env: Env, tmp_path: Path) -> None:
+    kill_after(12, digits_env, "es", tmp_path / "run", 0)
+    with pytest.raises(ValueError, match="seed=3, not 4"):
+        search(digits_env, "es", 20, seed=4, out=tmp_path / "run", resume=True)
+    with pytest.raises(FileNotFoundError, match="No search to resume"):
+        search(digits_env, "es", 20, out=tmp_path / "other", resume=True)
+    search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
+    with pytest.raises(FileExistsError, match="finished"):
+        search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
 
 
 # ---- the test split --------------------------------------------------------------------------------------------

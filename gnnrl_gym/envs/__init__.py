@@ -8,4 +8,8 @@ import gymnasium as gym
 def register_all() -> None:
     """Register every environment once."""
     if "GNNRL-Prune-v0" not in gym.registry:
-        gym.register("GNNRL-Prune-v0", entry_point="gnnrl_gym.envs.prune:PruneEnv")
+        gym.register(
+            "GNNRL-Prune-v0",
+            entry_point="gnnrl_gym.envs.prune:PruneEnv",
+            vector_entry_point="gnnrl_gym.envs.prune_vector:PruneVectorEnv",
+        )

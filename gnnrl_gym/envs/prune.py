@@ -70,6 +70,8 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     * `granularity`: what a ratio removes: `channels`, or entries of single layers: `unstructured`, `2:4` (any N:M),
       `block4x1` (any size); these save parameters only, so they go with `metric="params"`.
     * `search_images`, `recalibration_images`: how many images score a plan, and re-estimate its statistics.
+    * `precision`: of the scoring: `float32`, `bfloat16`, or `auto`, the latter where it is worth it. Networks that
+      are handed out are float32.
     * `device`: `auto`, `cpu`, `cuda`.
     * `render_mode`: `ansi` or `rgb_array`: the groups with what is kept and what it costs.
 
@@ -77,8 +79,8 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
 
     ## Info
     `widths`, `macs_ratio`, `params_ratio`, `search_accuracy` (-1 until there is one), `is_success`, `evaluations`
-    (in this episode; the attribute `evaluations` counts them since the environment was made). With a budget of
-    memory or latency also `memory_ratio`, `latency_ratio`.
+    (in this episode; the attribute `evaluations` counts them since the environment was made, over all its `slots`).
+    With a budget of memory or latency also `memory_ratio`, `latency_ratio`.
 
     ## Version History
     * v0: first version.
@@ -86,6 +88,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}
     levels = len(LEVELS)
+    plan_key = "widths"  # where `info` has the plan
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         granularity: str = "channels",
         search_images: int = 1000,
         recalibration_images: int = 256,
+        precision: str = "auto",
         device: str = "auto",
         render_mode: str | None = None,
     ) -> None:
@@ -127,10 +131,15 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self.meter.check(budgets, self.floors)
         self.budgets = self._default_budgets = budgets
         self.evaluator = PlanEvaluator(
-            self.network, self.data.train, self.data.search.take(search_images), recalibration_images, self.device
+            self.network,
+            self.data.train,
+            self.data.search.take(search_images),
+            recalibration_images,
+            self.device,
+            precision,
         )
-        self.evaluations = 0
         self._steps: int | None = None  # None: no episode is running
+        self._episode_evaluations = 0
         self._spaces()
         self._restart()
 
@@ -194,9 +203,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self._steps = 0
         return self._observation(), self._info()
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[spaces.GraphInstance, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[spaces.GraphInstance, SupportsFloat, bool, bool, dict[str, Any]]:
         """Remove the share `action` [A] of every group's remaining units."""
         ratios = self._checked(action)
         self._share, self.widths = self._shrink(ratios)
@@ -235,11 +242,28 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         plan = self.widths if widths is None else widths
         return all(self.meter.ratio(metric, plan) <= budget for metric, budget in self.budgets.items())
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations since the environment was made; its slots count together."""
+        return self.evaluator.evaluations
+
     def evaluate(self, widths: Ints) -> float:
         """One evaluation: the recalibrated search accuracy in [0, 1] of a plan [A]."""
-        self.evaluations += 1
+        self._episode_evaluations += 1
         self._accuracy = self.evaluator.score(widths)
         return self._accuracy
+
+    def slots(self, count: int) -> list[PruneEnv]:
+        """`count` environments with states of their own that share network, data and evaluator with this one."""
+        found = [object.__new__(type(self)) for _ in range(count)]
+        for slot in found:
+            slot.__dict__.update(self.__dict__)  # not copy.copy: EzPickle would make everything anew
+        return found
+
+    def peek(self, action: np.ndarray) -> Ints | None:
+        """The plan that `step(action)` would score, or None where it would score none. Changes nothing."""
+        widths = self._shrink(self._checked(action))[1]
+        return widths if self.within_budget(widths) else None
 
     def slim(self, widths: Ints | None = None) -> nn.Module:
         """The recalibrated pruned network of a plan [A] (default: the present one)."""
@@ -250,7 +274,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     def _restart(self) -> None:
         self.widths = self.network.widths.copy()
         self._share = np.ones(len(self.widths))
-        self._accuracy, self._first = NOT_SCORED, self.evaluations
+        self._accuracy, self._episode_evaluations = NOT_SCORED, 0
         self._steps = None
 
     def _checked(self, action: Any) -> np.ndarray:
@@ -288,7 +312,7 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
             **{f"{metric}_ratio": self.meter.ratio(metric, self.widths) for metric in metrics},
             "search_accuracy": self._accuracy,
             "is_success": self.within_budget(),
-            "evaluations": self.evaluations - self._first,
+            "evaluations": self._episode_evaluations,
         }
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnrl_gym.evaluation.folding import fold, foldable_pairs
+from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.recalibration import recalibrate
@@ -63,6 +68,10 @@ class PlanEvaluator:
         search: images for the score; `take` fewer of them beforehand to be faster.
         recalibration_images: how many of the training images re-estimate the BatchNorm statistics.
         device: where candidates run.
+        precision: auto, float32 or bfloat16, of scores (`fitting_dtype`); what `build` returns is float32.
+
+    Attributes:
+        evaluations: plans scored so far, repeated ones included.
     """
 
     def __init__(
@@ -72,9 +81,12 @@ class PlanEvaluator:
         search: Split,
         recalibration_images: int = 256,
         device: torch.device | None = None,
+        precision: str = "auto",
     ) -> None:
         self.network = network
         self.device = device or torch.device("cpu")
+        self.dtype = fitting_dtype(precision, network, self.device)
+        self.evaluations = 0
         images, labels = train.take(recalibration_images, seed=1).tensors()
         self._calibration = self._on_device(images)
         self._calibration_labels = labels.to(self.device)
@@ -91,20 +103,58 @@ class PlanEvaluator:
         return recalibrate(_fast(self.network.slim(widths), self.device), self._calibration)
 
     def score(self, widths: Ints) -> float:
-        """Top-1 accuracy in [0, 1] on the search images of a plan [A]; the same plan has the same score."""
-        key = widths.astype(">i8").tobytes()
+        """One evaluation: Top-1 accuracy in [0, 1] of a plan [A] on the search images; the same plan has the same."""
+        self.evaluations += 1
+        key = plan_key(widths)
         if key not in self._scores:
-            predicted = logits(fold(self.build(widths), self._pairs), self._search).argmax(1)
-            self._scores[key] = int((predicted == self._labels).sum()) / len(self._labels)
+            self._scores[key] = self._measure(widths)
         return self._scores[key]
+
+    def prefetch(self, plans: Sequence[Ints]) -> None:
+        """Measure plans that are about to be scored side by side: a thread for each, as many as torch may use.
+
+        No evaluation by itself. Small batches don't fill several cores, several candidates do.
+        """
+        missing = {plan_key(plan): plan for plan in plans if plan_key(plan) not in self._scores}
+        if self.device.type == "cpu" and min(len(missing), torch.get_num_threads()) > 1:
+            self._scores.update(zip(missing, _side_by_side(self._measure, list(missing.values())), strict=True))
+
+    def remember(self, widths: Ints, accuracy: float) -> None:
+        """Take a score that an earlier run has measured."""
+        self._scores[plan_key(widths)] = accuracy
+
+    def _measure(self, widths: Ints) -> float:
+        predicted = self._outputs(widths, self._search).argmax(1)
+        return int((predicted == self._labels).sum()) / len(self._labels)
+
+    def _outputs(self, widths: Ints, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return logits(fold(self.build(widths), self._pairs), images).float()
 
     def sensitivity(self) -> Floats:
         """Loss rise [A] when only one group is halved, on the recalibration images: measured once, no evaluation."""
         full = self.network.widths
-        base = self._loss(full)
-        halves = [full - (full - (full + 1) // 2) * (torch.arange(len(full)).numpy() == g) for g in range(len(full))]
-        return torch.tensor([self._loss(plan) - base for plan in halves], dtype=torch.float64).numpy()
+        halves = [full - (full // 2) * (np.arange(len(full)) == group) for group in range(len(full))]
+        losses = np.array(_side_by_side(self._loss, [full, *halves]))
+        return losses[1:] - losses[0]
 
     def _loss(self, widths: Ints) -> float:
-        outputs = logits(fold(self.build(widths), self._pairs), self._calibration)
-        return float(F.cross_entropy(outputs, self._calibration_labels))
+        return float(F.cross_entropy(self._outputs(widths, self._calibration), self._calibration_labels))
+
+
+def _side_by_side(measure: Callable[[Ints], float], plans: Sequence[Ints]) -> list[float]:
+    """`measure` of every plan: a thread for each, as many as torch may use, in which torch uses one."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            return list(pool.map(measure, plans))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(threads)
+
+
+def plan_key(widths: Ints) -> bytes:
+    """The same for equal plans [A] on every machine."""
+    return widths.astype(">i8").tobytes()

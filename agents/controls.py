@@ -1,0 +1,133 @@
+"""The controls: what a learned search has to beat at equal cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cmaes import CMA
+
+from agents.ask_tell import run_ask_tell
+from agents.recorder import PlanRecorder
+
+BATCH = 8  # plans that random search asks for at once, so that they can be measured side by side
+
+
+def uniform(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) -> None:
+    """Every group gives up the same share. One plan, one evaluation."""
+    recorder.play([np.ones(recorder.action_space.shape or (), np.float32)])
+
+
+def random(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) -> None:
+    """Independent ratios from the whole action space."""
+    recorder.action_space.seed(seed)
+    while not recorder.exhausted:
+        recorder.play([recorder.action_space.sample() for _ in range(BATCH)])
+
+
+def evolution(
+    recorder: PlanRecorder, seed: int = 0, out: Path | None = None, start: float = 0.5, step: float = 0.2
+) -> None:
+    """(1+1)-ES with the one-fifth success rule, from the uniform plan (`start`) and step size `step`."""
+    run_ask_tell(recorder, OnePlusOneES(_size(recorder), seed, start, step))
+
+
+def cma_es(
+    recorder: PlanRecorder, seed: int = 0, out: Path | None = None, start: float = 0.5, step: float = 0.3
+) -> None:
+    """CMA-ES (Hansen 2016) with the default population, 4 + 3 ln A, from the uniform plan, in the package `cmaes`."""
+    run_ask_tell(recorder, CMAES(_size(recorder), seed, start, step))
+
+
+def sensitivity(
+    recorder: PlanRecorder, seed: int = 0, out: Path | None = None, shares: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2)
+) -> None:
+    """Sensitivity and bisection: prune each group alone to a few `shares`, then let one threshold on the error's rise
+    cut every group, as low as the budget asks (as NVIDIA's FastNAS does). No chance in it: `seed` has no part.
+
+    Where there are fewer evaluations than groups times shares, fewer shares are measured.
+    """
+    env: Any = recorder.unwrapped
+    full, floors = env.network.widths, env.floors
+    count = min(len(shares), (recorder.limit - 2) // len(full))
+    if count < 1:
+        raise ValueError(f"sensitivity needs {len(full) + 2} evaluations for {len(full)} groups, not {recorder.limit}.")
+    kept = np.array([1.0, *np.array(shares)[np.linspace(0, len(shares) - 1, count).round().astype(int)]])
+    plans = np.maximum(np.floor(kept[:, None] * full + 0.5).astype(np.int64), floors)  # [S, A]
+    dense = recorder.evaluate(full)
+    rise = np.zeros(plans.shape)
+    env.evaluator.prefetch([_alone(full, group, width) for width in plans[1:] for group in range(len(full))])
+    for row in range(1, len(kept)):
+        for group in range(len(full)):
+            rise[row, group] = dense - recorder.evaluate(_alone(full, group, plans[row]))
+    recorder.play([1 - _cut(np.maximum.accumulate(rise), kept, env)])
+
+
+def _alone(full: np.ndarray, group: int, width: np.ndarray) -> np.ndarray:
+    plan = full.copy()
+    plan[group] = width[group]
+    return plan
+
+
+def _cut(rise: np.ndarray, kept: np.ndarray, env: Any) -> np.ndarray:
+    """Kept share [A] of every group at the smallest threshold on the rise [S, A] whose plan is within the budget."""
+
+    def share(threshold: float) -> np.ndarray:
+        # beyond the last measured share the last slope goes on, so that every budget can be reached
+        last = rise[-1] + np.maximum(rise[-1] - rise[-2], 1e-3)
+        curves = np.vstack([rise, last])
+        curves = curves + 1e-9 * np.arange(len(curves))[:, None]
+        at = np.append(kept, 0.0)
+        return np.array([np.interp(threshold, curves[:, g], at) for g in range(rise.shape[1])])
+
+    def plan(threshold: float) -> np.ndarray:
+        return np.maximum(np.floor(share(threshold) * env.network.widths + 0.5).astype(np.int64), env.floors)
+
+    low, high = 0.0, float(2 * rise.max() + 1)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if env.within_budget(plan(middle)) else (middle, high)
+    return share(high)
+
+
+class OnePlusOneES:
+    """(1+1)-ES in the box [0, 1]: a better child becomes the parent; one success in five keeps the step size."""
+
+    def __init__(self, size: int, seed: int, start: float, step: float) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._parent, self._value, self._step = np.full(size, start), -np.inf, step
+
+    def ask(self) -> np.ndarray:
+        """The parent itself first, then a child: [1, A]."""
+        if self._value == -np.inf:
+            return self._parent[None]
+        return np.clip(self._parent + self._step * self._rng.normal(size=len(self._parent)), 0, 1)[None]
+
+    def tell(self, actions: np.ndarray, returns: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """Adapt."""
+        first, success = self._value == -np.inf, returns[0] >= self._value
+        if success:
+            self._parent, self._value = actions[0], returns[0]
+        if not first:
+            self._step *= 1.5 if success else 1.5**-0.25
+
+
+class CMAES:
+    """The package's CMA-ES in the box [0, 1]."""
+
+    def __init__(self, size: int, seed: int, start: float, step: float) -> None:
+        bounds = np.tile([0.0, 1.0], (size, 1))
+        self._optimizer = CMA(mean=np.full(size, start), sigma=step, bounds=bounds, seed=seed)
+
+    def ask(self) -> np.ndarray:
+        """A generation, [K, A]."""
+        return np.array([self._optimizer.ask() for _ in range(self._optimizer.population_size)])
+
+    def tell(self, actions: np.ndarray, returns: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """It minimises."""
+        self._optimizer.tell([(action, -float(value)) for action, value in zip(actions, returns, strict=True)])
+
+
+def _size(recorder: PlanRecorder) -> int:
+    return int((recorder.action_space.shape or (0,))[0])

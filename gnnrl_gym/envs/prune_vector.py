@@ -1,0 +1,53 @@
+"""Several pruning episodes at once, with one evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import SyncVectorEnv
+
+from gnnrl_gym.envs.prune import PruneEnv
+
+
+class PruneVectorEnv(SyncVectorEnv):
+    """K slots of `GNNRL-Prune-v0` that share one network, its data, and one evaluator call per step.
+
+    `gym.make_vec("GNNRL-Prune-v0", num_envs=K, ...)` makes it. The network is traced once; equal plans are measured
+    once; the plans of a step are measured side by side, one thread each. Observations are tuples of K
+    `GraphInstance`s, everything else is as in Gymnasium's `SyncVectorEnv`.
+
+    Args:
+        num_envs: K.
+        arguments: of `PruneEnv`.
+    """
+
+    def __init__(self, num_envs: int, **arguments: Any) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+        first = PruneEnv(**arguments)
+        super().__init__([_making(slot) for slot in first.slots(num_envs)])
+        self.evaluator = first.evaluator
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of all slots since this was made."""
+        return self.evaluator.evaluations
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step every slot with its row of `actions` [K, A]."""
+        running = np.flatnonzero(~self._autoreset_envs)  # the others are reset in this step
+        prefetch([self.envs[slot].unwrapped for slot in running], np.asarray(actions)[running])
+        return super().step(actions)
+
+
+def _making(slot: PruneEnv) -> Callable[[], PruneEnv]:
+    return lambda: slot
+
+
+def prefetch(slots: Sequence[Any], actions: Iterable[np.ndarray]) -> None:
+    """Measure side by side what `slots` of one environment would score on their rows of `actions` [K, A]."""
+    plans = [slot.peek(action) for slot, action in zip(slots, actions, strict=True)]
+    if slots:
+        slots[0].evaluator.prefetch([plan for plan in plans if plan is not None])

@@ -1,0 +1,99 @@
+"""Slots that share one evaluator: the same answers as one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from agents.recorder import EvaluationsExhausted, PlanRecorder
+from agents.sb3 import PruneVecEnv
+from gnnrl_gym.envs.prune_vector import PruneVectorEnv
+
+ARGUMENTS: dict[str, Any] = {"search_images": 50, "recalibration_images": 32, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def vector() -> PruneVectorEnv:
+    env = gym.make_vec("GNNRL-Prune-v0", num_envs=3, max_steps=2, **ARGUMENTS)
+    assert isinstance(env, PruneVectorEnv)
+    return env
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+def test_equals_single_environments(vector: PruneVectorEnv, threads: int) -> None:
+    vector.reset(seed=[5, 6, 7])
+    singles = [gym.make("GNNRL-Prune-v0", max_steps=2, **ARGUMENTS) for _ in range(3)]
+    for seed, env in zip((5, 6, 7), singles, strict=True):
+        env.reset(seed=seed)
+    rng = np.random.default_rng(0)
+    # slot 1 needs two steps, so the slots are in different states when the others reset
+    for scale in ([1, 0.1, 1], [1, 1, 1], [0.1, 1, 0.2]):
+        actions = (rng.uniform(0.6, 1, vector.action_space.shape or ()) * np.array(scale)[:, None]).astype(np.float32)
+        resets = vector._autoreset_envs.copy()
+        observations, rewards, terminated, truncated, _ = vector.step(actions)
+        assert torch.get_num_threads() == threads
+        for slot, env in enumerate(singles):
+            if resets[slot]:
+                observation, reward, ended, cut = env.reset()[0], 0.0, False, False
+            else:
+                observation, reward, ended, cut, _ = env.step(actions[slot])
+            assert (rewards[slot], terminated[slot], truncated[slot]) == (reward, ended, cut)
+            np.testing.assert_array_equal(observations[slot].nodes, observation.nodes)
+
+
+def test_evaluations_are_counted_together(vector: PruneVectorEnv) -> None:
+    vector.reset(seed=0)
+    before = vector.evaluations
+    vector.step(np.ones(vector.action_space.shape or (), np.float32))
+    assert vector.evaluations == before + 3
+    assert {env.unwrapped.evaluations for env in vector.envs} == {before + 3}
+
+
+def test_no_slots_raise() -> None:
+    with pytest.raises(ValueError, match="num_envs"):
+        gym.make_vec("GNNRL-Prune-v0", num_envs=0)
+
+
+def test_prefetch_measures_without_counting(digits_env: gym.Env[Any, Any], threads: int) -> None:
+    evaluator = digits_env.unwrapped.evaluator  # type: ignore[attr-defined]
+    full = digits_env.unwrapped.network.widths  # type: ignore[attr-defined]
+    plans = [full - shift for shift in range(1, 5)]
+    one_by_one = [evaluator._measure(plan) for plan in plans]
+    before = evaluator.evaluations
+    evaluator.prefetch(plans)
+    assert evaluator.evaluations == before
+    assert [evaluator.score(plan) for plan in plans] == one_by_one
+    assert evaluator.evaluations == before + 4
+
+
+def test_vec_env_stops_exactly_at_the_limit(digits_env: gym.Env[Any, Any]) -> None:
+    recorder = PlanRecorder(digits_env, 5)
+    env = PruneVecEnv(recorder, 3)
+    env.reset()
+    action = np.ones((3, *(env.action_space.shape or ())), np.float32)
+    env.step(action)
+    with pytest.raises(EvaluationsExhausted):
+        env.step(action)
+    assert recorder.spent == 5 and len(recorder.accuracies) == 5
+
+
+def test_bfloat16_scores_are_close_and_slims_stay_float32() -> None:
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        env: Any = gym.make("GNNRL-Prune-v0", precision=precision, search_images=200, device="cpu").unwrapped
+        scores.append(env.evaluate(env.network.widths * 3 // 4))
+        assert {p.dtype for p in env.slim().parameters()} == {torch.float32}
+    assert abs(scores[0] - scores[1]) < 0.05
+    with pytest.raises(ValueError, match="precision"):
+        gym.make("GNNRL-Prune-v0", precision="half")
