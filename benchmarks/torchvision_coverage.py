@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import multiprocessing
+import resource
 import time
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from gnnrl_gym.envs.landing import land
 
 PLANS = 3
 BUDGET = 0.5
+MEMORY, CPU_SECONDS = 16 << 30, 900  # of one process
 # the smallest images that the network takes, to save time: channels, not pixels, are what is checked
 _SIZES = {"vit_h_14": 224, "vit_": 224, "maxvit": 224, "swin_v2": 256, "swin": 224, "inception": 299, "googlenet": 128}
 
@@ -60,11 +62,18 @@ def _row(path: Path, name: str, seed: int) -> dict[str, Any]:
 
 def _isolated(measure: Callable[[str, int], Any], name: str, seed: int) -> Any:
     """What `measure` says in a process of its own, or how it failed: a row that says so is a result."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_limit) as pool:
         try:
             return pool.submit(measure, name, seed).result()
         except Exception as error:
             return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def _limit() -> None:
+    """A network that takes more than this is an error, not the end of the machine."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
 
 
 def _size(name: str) -> int:
