@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import gymnasium as gym
 import typer
@@ -18,11 +19,14 @@ from rich.table import Table
 import gnnrl_gym  # noqa: F401  (registers the environments)
 from agents.refine import evaluate_run, finetune_run
 from agents.results import RESULT, SearchResult
+from agents.search import read_search
 from agents.search import search as run_search
 from agents.searchers import SEARCHERS
+from agents.transfer import save_policy, train_policy
 from gnnrl_gym.envs.budget import METRICS, in_words
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.evaluation.finetuning import SCHEDULES
 from gnnrl_gym.pruning.importance import IMPORTANCES
 from gnnrl_gym.zoo.models import DIGITS
 
@@ -51,11 +55,16 @@ def search(
     granularity: Annotated[str, typer.Option(help="channels, unstructured, 2:4 (N:M) or block4x1.")] = "channels",
     search_images: Annotated[int, typer.Option(help="Images of the search split that score a plan.")] = 1000,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal searches.")] = 0,
+    policy: Annotated[str | None, typer.Option(help="Policy file for ppo to start from, of `gnnrl train`.")] = None,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/MODEL-METHOD-TIME]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted search in this run folder.")] = None,
     finetune: Annotated[int, typer.Option(help="Epochs of fine-tuning afterwards; 0 for none.")] = 10,
 ) -> None:  # fmt: skip
     """Search for the best pruned network within a budget, fine-tune it, report it. Ctrl-C keeps the best so far."""
+    if resume is not None:
+        _finish(*_resumed(resume), finetune, device)
+        return
     if data is None and model != DIGITS:
         raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
     if weights is None and model != DIGITS:
@@ -69,25 +78,58 @@ def search(
     inner: PruneEnv = env.unwrapped  # type: ignore[assignment]
     groups, allowed = len(inner.network.widths), in_words(inner.budgets)
     console.print(f"{model}: {groups} groups, budget {allowed}, {evaluations} evaluations")
-    result = run_search(env, method, evaluations, seed, folder, progress=True)
-    if finetune and not result.interrupted:
+    settings: dict[str, Any] = {} if policy is None else {"policy": policy}
+    _finish(folder, run_search(env, method, evaluations, seed, folder, progress=True, **settings), finetune, device)
+
+
+def _resumed(folder: Path) -> tuple[Path, SearchResult]:
+    """Go on with the search of a run folder as it was asked for."""
+    asked = read_search(folder)
+    env = gym.make("GNNRL-Prune-v0", **asked.pop("environment"))
+    return folder, run_search(env, **asked, out=folder, progress=True, resume=True)
+
+
+def _finish(folder: Path, result: SearchResult, epochs: int, device: str) -> None:
+    """Fine-tune what a search found, and show it."""
+    if result.interrupted:
+        console.print(f"Interrupted: this is the best so far. To go on: gnnrl search --resume {folder}")
+    elif epochs:
         try:
-            result = finetune_run(folder, finetune, device=device, seed=seed)
+            result = finetune_run(folder, epochs, device=device, seed=result.seed)
         except KeyboardInterrupt:
-            console.print(f"Fine-tuning stopped: the run is as the search left it. Later: gnnrl finetune {folder}")
+            later = f"gnnrl finetune {folder} --epochs {epochs} --seed {result.seed}"
+            console.print(f"Fine-tuning stopped. It goes on after its last whole epoch: {later}")
     _show(result)
+
+
+@app.command()
+def train(
+    networks: Annotated[Path, typer.Argument(help="JSON: a list of GNNRL-Prune-v0 arguments, one for each network.")],
+    out: Annotated[Path, typer.Option(help="Policy file.")] = Path("policy.pt"),
+    evaluations: Annotated[int, typer.Option(help="Evaluations of the training, over all networks.")] = 3000,
+    budgets: Annotated[tuple[float, float], typer.Option(help="Lowest and highest budget.")] = (0.3, 0.7),
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal policies.")] = 0,
+) -> None:
+    """Train one policy on several networks, for `gnnrl search --policy`."""
+    rows = [{**row, "max_steps": 1} for row in json.loads(networks.read_text())]
+    env = gym.make("GNNRL-PruneMany-v0", networks=rows, budgets=budgets)
+    agent = train_policy(env, evaluations, seed, progress=True)
+    save_policy(agent, out, {"networks": [row.get("model", DIGITS) for row in rows], "evaluations": evaluations})
+    console.print(f"policy: {out}")
 
 
 @app.command()
 def finetune(
     run: Run = None,
     epochs: Annotated[int, typer.Option(help="Passes over the train split; the last one counts.")] = 30,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 0.02,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 0.02,
+    schedule: Annotated[str, typer.Option(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")] = "cosine",
+    distill: Annotated[float, typer.Option(help="Weight of the dense network's outputs in the loss, up to 1.")] = 0.0,
     seed: Annotated[int, typer.Option()] = 0,
     device: Device = "auto",
 ) -> None:
-    """Train the pruned network of a run further."""
-    _show(finetune_run(run or _newest(), epochs, learning_rate, device, seed))
+    """Train the pruned network of a run further. Interrupted, the same command goes on after the last whole epoch."""
+    _show(finetune_run(run or _newest(), epochs, learning_rate, device, seed, schedule=schedule, distill=distill))
 
 
 @app.command()

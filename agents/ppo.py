@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -12,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.policy import GraphPolicy
 from agents.recorder import EvaluationsExhausted, PlanRecorder
 from agents.sb3 import PruneVecEnv
+from agents.transfer import start_from
 
 POLICY = "policy.zip"
 
@@ -31,6 +35,9 @@ HYPERPARAMETERS: dict[str, Any] = {
 # Means start at a ratio of 0.75 (action 0.5), beyond the budget: the landing scales them back, and what is learned is
 # how the ratios relate.
 POLICY_KWARGS: dict[str, Any] = {"initial_mean": 0.5, "log_std_init": -0.7, "node_bias": True}
+
+# From a trained policy the search begins near its plan.
+ADAPTATION: dict[str, Any] = {"policy_kwargs": {"log_std_init": -1.2}}
 
 
 class _StopWhenSpent(BaseCallback):
@@ -63,15 +70,45 @@ def _levels(env: Any) -> int:
     return int(env.get_attr("levels")[0] if isinstance(env, VecEnv) else env.get_wrapper_attr("levels"))
 
 
-def ppo(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, **settings: Any) -> PPO:
-    """Learn until the evaluations are spent; the policy is saved in `out`."""
+def learn(agent: PPO, recorder: PlanRecorder, name: str = "tensorboard") -> None:
+    """Learn until the evaluations are spent."""
+    with contextlib.suppress(EvaluationsExhausted):
+        agent.learn(10**9, callback=_StopWhenSpent(recorder), tb_log_name=name)
+
+
+def ppo(
+    recorder: PlanRecorder,
+    seed: int = 0,
+    out: Path | None = None,
+    policy: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> PPO:
+    """Learn until the evaluations are spent; the policy is saved in `out`.
+
+    Args:
+        policy: a policy file to start from (`agents.transfer`), or "general". Its mean plan is then the first
+            evaluation.
+        settings: override `HYPERPARAMETERS`; with a policy also `ADAPTATION`.
+    """
     device = str(recorder.unwrapped.device)  # type: ignore[attr-defined]
-    agent = make_ppo(PruneVecEnv(recorder, SLOTS), seed, device, out, **settings)
+    slots = PruneVecEnv(recorder, SLOTS)
+    agent = make_ppo(slots, seed, device, out, **({**ADAPTATION, **settings} if policy else settings))
     try:
-        agent.learn(10**9, callback=_StopWhenSpent(recorder), tb_log_name="tensorboard")
-    except EvaluationsExhausted:
-        pass
+        if policy is not None:
+            log_std = agent.policy.log_std.detach().clone()  # type: ignore[union-attr]
+            start_from(agent, policy)
+            agent.policy.log_std.data = log_std  # type: ignore[union-attr]
+            play_mean(agent, recorder)
+        learn(agent, recorder)
     finally:
         if out is not None:
             agent.save(out / POLICY)
     return agent
+
+
+def play_mean(agent: PPO, recorder: PlanRecorder) -> float:
+    """One episode with the mean action of the policy: its return."""
+    env = PruneVecEnv(recorder, 1)
+    action = agent.predict(env.reset(), deterministic=True)[0][0]  # type: ignore[arg-type]
+    size = (recorder.action_space.shape or (0,))[0]
+    return recorder.play([(np.clip(action[:size], -1, 1) + 1) / 2])[0][0]

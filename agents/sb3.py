@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -42,7 +43,8 @@ class PruneVecEnv(DummyVecEnv):
     """Slots of one pruning environment as a Stable-Baselines3 `VecEnv`: the plans of a step are measured side by side.
 
     Args:
-        env: a `GNNRL-Prune-v0` environment, or a `PlanRecorder` around one, which then counts for all slots.
+        env: a `GNNRL-Prune-v0` or `GNNRL-PruneMany-v0` environment, or a `PlanRecorder` around one, which then counts
+            for all slots.
         slots: K.
     """
 
@@ -53,9 +55,14 @@ class PruneVecEnv(DummyVecEnv):
             found = [SlotRecorder(slot, env) for slot in found]
         super().__init__([lambda slot=slot: make_sb3_env(slot) for slot in found])  # type: ignore[misc]
 
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """The same seed for every slot: where a reset draws, all draw the same, so that plans can be compared."""
+        self._seeds = [seed] * self.num_envs
+        return self._seeds
+
     def step_wait(self) -> VecEnvStepReturn:
         """Step every slot; finished ones are reset."""
         slots: list[Any] = [env.unwrapped for env in self.envs]
         ratios = [(np.clip(action, -1, 1) + 1) / 2 for action in self.actions]
-        prefetch(slots, [row[: len(slot.network.widths)] for row, slot in zip(ratios, slots, strict=True)])
+        prefetch(slots, [row[: slot.action_space.shape[0]] for row, slot in zip(ratios, slots, strict=True)])
         return super().step_wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
 from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.evaluation.accuracy import PlanEvaluator
+from gnnrl_gym.graph.groups import Ints
 
 
 class PruneVectorEnv(SyncVectorEnv):
@@ -48,6 +51,9 @@ def _making(slot: PruneEnv) -> Callable[[], PruneEnv]:
 
 def prefetch(slots: Sequence[Any], actions: Iterable[np.ndarray]) -> None:
     """Measure side by side what `slots` of one environment would score on their rows of `actions` [K, A]."""
-    plans = [slot.peek(action) for slot, action in zip(slots, actions, strict=True)]
-    if slots:
-        slots[0].evaluator.prefetch([plan for plan in plans if plan is not None])
+    found: dict[PlanEvaluator, list[Ints]] = defaultdict(list)
+    for slot, action in zip(slots, actions, strict=True):
+        if (plan := slot.peek(action)) is not None:
+            found[slot.evaluator].append(plan)
+    for evaluator, plans in found.items():
+        evaluator.prefetch(plans)

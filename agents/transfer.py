@@ -1,0 +1,101 @@
+"""Policies that move between networks: train one on many, keep it in a file, start a search from it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3 import PPO
+from torch import Tensor
+
+from agents.results import versions, write_atomic
+from gnnrl_gym.envs.prune_many import PruneManyEnv
+from gnnrl_gym.graph.features import EDGE_FEATURES, NODE_FEATURES
+
+GENERAL = "general"
+_SHIPPED = Path(__file__).parent / "policies"
+
+# Every batch is of another network: smaller steps than in a search, which sees one network only.
+TRAINING: dict[str, Any] = {"learning_rate": 1e-3, "n_epochs": 4, "policy_kwargs": {"node_bias": False}}
+
+
+def train_policy(
+    env: gym.Env[Any, Any], evaluations: int, seed: int = 0, progress: bool = False, **settings: Any
+) -> PPO:
+    """Train one policy on a `GNNRL-PruneMany-v0` environment.
+
+    The plans of a batch are all for the network and budget that were drawn, so they are compared with each other.
+
+    Args:
+        env: its networks must have `max_steps=1`, so that the plans of a batch stay together.
+        evaluations: how many may be spent, over all networks.
+        settings: override `TRAINING` and those of `agents.ppo`.
+
+    Raises:
+        ValueError: an environment of another kind, or with longer episodes.
+    """
+    from agents.ppo import learn, make_ppo  # which starts searches from our policies
+    from agents.recorder import PlanRecorder
+    from agents.sb3 import PruneVecEnv
+
+    inner = env.unwrapped
+    if not isinstance(inner, PruneManyEnv) or any(each.max_steps != 1 for each in inner.envs):
+        raise ValueError("train_policy needs a GNNRL-PruneMany-v0 environment whose networks have max_steps=1.")
+    recorder = PlanRecorder(env, evaluations, progress=progress)
+    settings = {**TRAINING, **settings}
+    slots = settings.pop("slots", 10)
+    agent = make_ppo(PruneVecEnv(recorder, slots), seed, str(inner.device), **settings)
+    learn(agent, recorder)
+    recorder.close()
+    return agent
+
+
+def save_policy(agent: PPO, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> None:
+    """Write the parts of a policy that fit any network: plain tensors, and JSON beside them in the same file."""
+    state = {name: value for name, value in agent.policy.state_dict().items() if name != "node_bias"}
+    facts = {"features": [*NODE_FEATURES, *EDGE_FEATURES], "versions": versions(), **(about or {})}
+    content = {"state": {name: value.cpu() for name, value in state.items()}, "about": json.dumps(facts)}
+    write_atomic(Path(path), lambda file: torch.save(content, file))
+
+
+def read_policy(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a policy file and what is said about it.
+
+    Args:
+        source: a file that `save_policy` wrote, or "general" for the one that ships with the package.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file holds something else, or a policy for other graph features.
+    """
+    path = _SHIPPED / "general.pt" if os.fspath(source) == GENERAL else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"No policy {str(source)!r}: give a file that `gnnrl train` wrote, or {GENERAL!r}.")
+    try:
+        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        state, about = dict(content["state"]), json.loads(content["about"])
+    except Exception as error:
+        raise ValueError(f"{str(path)!r} is no policy file of `gnnrl train`: {error}") from error
+    if about.get("features") != [*NODE_FEATURES, *EDGE_FEATURES]:
+        raise ValueError(f"{str(path)!r} was trained on other graph features than this version has: train it anew.")
+    return state, about
+
+
+def start_from(agent: PPO, source: str | os.PathLike[str]) -> None:
+    """Give `agent` the policy of a file; a free offset per node, where it has one, stays 0.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_policy`; or the policy has other layers.
+    """
+    state, _ = read_policy(source)
+    try:
+        unknown = agent.policy.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"The policy {str(source)!r} has other layers than this agent: {error}") from error
+    if unknown.unexpected_keys or set(unknown.missing_keys) - {"node_bias"}:
+        raise ValueError(f"The policy {str(source)!r} has other layers than this agent: {unknown}")

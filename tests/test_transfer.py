@@ -1,0 +1,154 @@
+"""One environment over several networks, and policies that move between them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from torch import nn
+from typer.testing import CliRunner
+
+from agents import search
+from agents.cli import app
+from agents.sb3 import PruneVecEnv
+from agents.transfer import read_policy, save_policy, train_policy
+from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.zoo import load_data
+
+FEW: dict[str, Any] = {"max_steps": 1, "search_images": 40, "recalibration_images": 32, "device": "cpu"}
+
+
+class Small(nn.Sequential):
+    """Two groups, unlike the digits network's nine."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(96, 10),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def many() -> Any:
+    data = load_data("digits")
+    return gym.make("GNNRL-PruneMany-v0", networks=[PruneEnv(**FEW), PruneEnv(Small(), data, **FEW)])
+
+
+@pytest.fixture(scope="module")
+def policy(many: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("policy") / "policy.pt"
+    save_policy(train_policy(many, 40, seed=0), path, {"networks": ["digits-resnet", "small"]})
+    return path
+
+
+def test_gymnasium_takes_it() -> None:
+    check_env(gym.make("GNNRL-PruneMany-v0", networks=[FEW, {**FEW, "floor": 0.3}]).unwrapped, skip_render_check=True)
+
+
+def test_rebuilt_from_its_spec() -> None:
+    env = gym.make("GNNRL-PruneMany-v0", networks=[FEW], budgets=(0.4, 0.5))
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))  # type: ignore[union-attr]
+    np.testing.assert_array_equal(env.reset(seed=3)[0].nodes, again.reset(seed=3)[0].nodes)
+
+
+def test_every_network_and_many_budgets_come_up(many: Any) -> None:
+    seen, shapes = set(), set()
+    many.reset(seed=0)
+    for _ in range(20):
+        observation, info = many.reset()
+        seen.add(info["network"])
+        shapes.add((many.unwrapped.action_space.shape, len(observation.nodes)))
+        assert 0.3 <= many.unwrapped.inner.budget <= 0.7
+    assert seen == {0, 1} and len(shapes) == 2
+
+
+def test_options_decide(many: Any) -> None:
+    _, info = many.reset(options={"network": 1, "budget": 0.45})
+    assert info["network"] == 1 and many.unwrapped.inner.budget == 0.45
+    with pytest.raises(ValueError, match="2 networks"):
+        many.reset(options={"network": 2})
+    with pytest.raises(ValueError, match="'nets'"):
+        many.reset(options={"nets": 2})
+
+
+@pytest.mark.parametrize("wrong", [{"networks": []}, {"budgets": (0.6, 0.5)}, {"budgets": (0.0, 0.5)}])
+def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="networks|budgets"):
+        gym.make("GNNRL-PruneMany-v0", **{"networks": [FEW], **wrong})
+
+
+def test_slots_of_a_batch_draw_the_same(many: Any) -> None:
+    env = PruneVecEnv(many, 4)
+    env.seed(7)
+    env.reset()
+    drawn = []
+    for _ in range(6):
+        slots = [each.unwrapped for each in env.envs]
+        drawn.append({(slot.network_index, round(slot.inner.budget, 6)) for slot in slots})  # type: ignore[attr-defined]
+        env.step(np.ones((4, *(env.action_space.shape or ())), np.float32))
+    assert all(len(batch) == 1 for batch in drawn)
+    assert len(set().union(*drawn)) == 6
+
+
+def test_long_episodes_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_steps=1"):
+        train_policy(gym.make("GNNRL-PruneMany-v0", networks=[{**FEW, "max_steps": 2}]), 4)
+
+
+def test_the_first_plan_is_the_policys(policy: Path, digits_env: gym.Env[Any, Any]) -> None:
+    plans = [search(digits_env, "ppo", 1, seed=seed, policy=policy).widths for seed in (0, 1)]
+    assert plans[0] == plans[1]
+    fresh = search(digits_env, "ppo", 1, seed=0).widths
+    assert plans[0] != fresh
+
+
+def test_the_search_goes_on_from_there(policy: Path, digits_env: gym.Env[Any, Any]) -> None:
+    result = search(digits_env, "ppo", 12, seed=0, policy=policy)
+    assert result.evaluations == 12
+    assert result.search_accuracy >= search(digits_env, "ppo", 1, seed=0, policy=policy).search_accuracy
+
+
+def test_a_policy_file_is_small_and_safe(policy: Path) -> None:
+    assert policy.stat().st_size < 1_000_000
+    state, about = read_policy(policy)
+    assert "node_bias" not in state and about["networks"] == ["digits-resnet", "small"]
+    assert torch.load(policy, weights_only=True)
+
+
+def test_other_files_are_refused(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gnnrl train"):
+        read_policy(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("no policy")
+    with pytest.raises(ValueError, match="no policy file"):
+        read_policy(tmp_path / "text.pt")
+    content = torch.load(policy, weights_only=True)
+    about = json.loads(content["about"]) | {"features": ["one"]}
+    torch.save({**content, "about": json.dumps(about)}, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match="other graph features"):
+        read_policy(tmp_path / "old.pt")
+
+
+def test_other_layers_are_refused(policy: Path, tmp_path: Path, digits_env: gym.Env[Any, Any]) -> None:
+    content = torch.load(policy, weights_only=True)
+    content["state"].pop("log_std")
+    torch.save(content, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match="other layers"):
+        search(digits_env, "ppo", 1, policy=tmp_path / "part.pt")
+
+
+def test_command_line(tmp_path: Path) -> None:
+    networks, out = tmp_path / "networks.json", tmp_path / "policy.pt"
+    networks.write_text(json.dumps([{key: value for key, value in FEW.items() if key != "max_steps"}]))
+    ran = CliRunner().invoke(app, ["train", str(networks), "--out", str(out), "--evaluations", "10"])
+    assert ran.exit_code == 0, ran.output
+    run = ["search", "--policy", str(out), "--evaluations", "1", "--finetune", "0", "--search-images", "40"]
+    ran = CliRunner().invoke(app, [*run, "--out", str(tmp_path / "run")])
+    assert ran.exit_code == 0, ran.output
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["evaluations"] == 1
