@@ -27,7 +27,7 @@ def random(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) -> No
 
 
 def evolution(
-    recorder: PlanRecorder, seed: int = 0, out: Path | None = None, start: float = 0.5, step: float = 0.2
+    recorder: PlanRecorder, seed: int = 0, out: Path | None = None, start: float = 0.5, step: float = 0.3
 ) -> None:
     """(1+1)-ES with the one-fifth success rule, from the uniform plan (`start`) and step size `step`."""
     run_ask_tell(recorder, OnePlusOneES(_size(recorder), seed, start, step))
@@ -92,11 +92,18 @@ def _cut(rise: np.ndarray, kept: np.ndarray, env: Any) -> np.ndarray:
 
 
 class OnePlusOneES:
-    """(1+1)-ES in the box [0, 1]: a better child becomes the parent; one success in five keeps the step size."""
+    """(1+1)-ES in the box [0, 1]: a child that is no worse becomes the parent; one success in five keeps the step size.
+
+    Its changes are damped by 1 + A/2 (Igel, Suttorp, Hansen 2007), and it stays above `LEAST`: smaller steps move no
+    integer width, and the search would stand still.
+    """
+
+    LEAST = 0.05
 
     def __init__(self, size: int, seed: int, start: float, step: float) -> None:
         self._rng = np.random.default_rng(seed)
         self._parent, self._value, self._step = np.full(size, start), -np.inf, step
+        self._damping = 1 + size / 2
 
     def ask(self) -> np.ndarray:
         """The parent itself first, then a child: [1, A]."""
@@ -110,7 +117,8 @@ class OnePlusOneES:
         if success:
             self._parent, self._value = actions[0], returns[0]
         if not first:
-            self._step *= 1.5 if success else 1.5**-0.25
+            self._step *= np.exp((success - 0.2) / 0.8 / self._damping)
+            self._step = max(self._step, self.LEAST)
 
 
 class CMAES:
