@@ -126,6 +126,13 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Features [B, (max_decisions + 1) * H]: the decision nodes (padding 0), then the whole graph."""
+        size = len(observations["nodes"])
+        # Plans that are compared with each other mostly come from one state: it is read once.
+        if size > 1 and all(torch.equal(part, part[:1].expand_as(part)) for part in observations.values()):
+            return self._features({key: part[:1] for key, part in observations.items()}).expand(size, -1)
+        return self._features(observations)
+
+    def _features(self, observations: dict[str, Tensor]) -> Tensor:
         batch = disjoint_graph(observations, self.levels)
         x, pooled = self._embed(batch, graphs=len(observations["nodes"]))
         mask = observations["decision_mask"].bool()

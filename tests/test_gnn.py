@@ -195,3 +195,26 @@ def test_no_parameter_depends_on_the_size_of_the_graph() -> None:
         PadGraph(ToyGraphEnv(5), max_nodes=size, max_edges=size, max_decisions=size) for size in (60, 90)
     )
     extractor(large).load_state_dict(extractor(small).state_dict())
+
+
+@LEVELS
+def test_equal_graphs_are_read_once_with_the_same_answer(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = padded_env(levels)
+    gnn, one = extractor(env), batch_of(env, 1)
+    several = {key: part.repeat(5, *[1] * (part.dim() - 1)) for key, part in one.items()}
+    apart = gnn._features(several)
+    sizes: list[int] = []
+    read = gnn._features
+    monkeypatch.setattr(gnn, "_features", lambda batch: sizes.append(len(batch["nodes"])) or read(batch))
+    together = gnn(several)
+    assert sizes == [1] and close(together, apart)
+    weights = torch.randn(together.shape, dtype=together.dtype)
+    gradients = []
+    for features in (together, apart):
+        gnn.zero_grad()
+        (features * weights).sum().backward()
+        gradients.append([p.grad.clone() for p in gnn.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(*gradients, strict=True))
+    several["nodes"][3, 0, -1] += 1
+    gnn(several)
+    assert sizes[-1] == 5
