@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.policy import GraphPolicy
 from agents.recorder import EvaluationsExhausted, PlanRecorder
 from agents.sb3 import PruneVecEnv
-from agents.transfer import start_from
+from agents.transfer import GENERAL, start_from
 
 POLICY = "policy.zip"
 
@@ -36,8 +36,10 @@ HYPERPARAMETERS: dict[str, Any] = {
 # how the ratios relate.
 POLICY_KWARGS: dict[str, Any] = {"initial_mean": 0.5, "log_std_init": -0.7, "node_bias": True}
 
-# From a trained policy the search begins near its plan.
-ADAPTATION: dict[str, Any] = {"policy_kwargs": {"log_std_init": -1.2}}
+# From a trained policy the search begins near its plan, and learns each group's offset from it: what the policy knows
+# stays (all of its weights free to move, it forgot faster than it learned), and fewer plans make a batch.
+ADAPTATION: dict[str, Any] = {"policy_kwargs": {"log_std_init": -1.0}, "learning_rate": 3e-2, "batch_size": 6}
+_ADAPTED = ("node_bias", "log_std", "value_net.", "mlp_extractor.value_net.")
 
 
 class _StopWhenSpent(BaseCallback):
@@ -80,30 +82,42 @@ def ppo(
     recorder: PlanRecorder,
     seed: int = 0,
     out: Path | None = None,
-    policy: str | os.PathLike[str] | None = None,
+    policy: str | os.PathLike[str] | None = "auto",
     **settings: Any,
 ) -> PPO:
     """Learn until the evaluations are spent; the policy is saved in `out`.
 
     Args:
-        policy: a policy file to start from (`agents.transfer`), or "general". Its mean plan is then the first
-            evaluation.
+        policy: a policy file to start from (`agents.transfer`); "general", the one that ships with the package; None
+            to learn from nothing; "auto": general where channels are removed, which is what it has learned, else None.
+            Its mean plan is the first evaluation, and its offsets per group are learned.
         settings: override `HYPERPARAMETERS`; with a policy also `ADAPTATION`.
     """
-    device = str(recorder.unwrapped.device)  # type: ignore[attr-defined]
-    slots = PruneVecEnv(recorder, SLOTS)
-    agent = make_ppo(slots, seed, device, out, **({**ADAPTATION, **settings} if policy else settings))
+    if policy == "auto":
+        arguments = getattr(recorder.unwrapped, "arguments", {})
+        policy = GENERAL if arguments.get("granularity") == "channels" else None
+    if policy is not None:
+        settings = {**ADAPTATION, **settings}
+    device, slots = str(recorder.unwrapped.device), settings.get("batch_size", SLOTS)  # type: ignore[attr-defined]
+    agent = make_ppo(PruneVecEnv(recorder, slots), seed, device, out, **settings)
     try:
         if policy is not None:
-            log_std = agent.policy.log_std.detach().clone()  # type: ignore[union-attr]
-            start_from(agent, policy)
-            agent.policy.log_std.data = log_std  # type: ignore[union-attr]
+            _adapt(agent, policy)
             play_mean(agent, recorder)
         learn(agent, recorder)
     finally:
         if out is not None:
             agent.save(out / POLICY)
     return agent
+
+
+def _adapt(agent: PPO, policy: str | os.PathLike[str]) -> None:
+    """Start from `policy`, with the agent's own exploration; its weights stay as they are."""
+    log_std = agent.policy.log_std.detach().clone()  # type: ignore[union-attr]
+    start_from(agent, policy)
+    agent.policy.log_std.data = log_std  # type: ignore[union-attr]
+    for name, parameter in agent.policy.named_parameters():
+        parameter.requires_grad_(name.startswith(_ADAPTED))
 
 
 def play_mean(agent: PPO, recorder: PlanRecorder) -> float:

@@ -57,7 +57,7 @@ def _row(name: str, budget: float, options: Options, data: DataSplits, path: Pat
     for method in ("uniform", "policy"):
         recorder = PlanRecorder(env, 1)
         if method == "policy":
-            agent = make_ppo(PruneVecEnv(recorder, 1), device="cpu", policy_kwargs={"node_bias": False}, batch_size=2)
+            agent = make_ppo(PruneVecEnv(recorder, 2), device="cpu", batch_size=2)
             start_from(agent, path)
             play_mean(agent, recorder)
         else:

@@ -22,7 +22,8 @@ from agents.search import search
 from benchmarks.registry import Benchmark, Options, markdown_table
 from gnnrl_gym.zoo.models import DIGITS
 
-METHODS = ("uniform", "random", "sensitivity", "es", "cma-es", "ppo")
+METHODS = ("uniform", "random", "sensitivity", "es", "cma-es", "ppo-fresh", "ppo")
+SETTINGS: dict[str, dict[str, Any]] = {"ppo-fresh": {"policy": None}}  # not from the general policy
 WITHOUT_CHANCE = ("uniform", "sensitivity")
 POINTS = (50, 100, 200, 400)  # evaluations at which the table shows the best plan so far
 
@@ -64,7 +65,7 @@ def _search(options: Options, model: str, method: str, seed: int, base: Path) ->
     env = gym.make(
         "GNNRL-Prune-v0", model=model, weights=options.weights, data=options.data or "digits", budget=options.budget
     )
-    search(env, method, options.evaluations, seed, folder)
+    search(env, method.partition("-fresh")[0], options.evaluations, seed, folder, **SETTINGS.get(method, {}))
 
 
 def _row(folder: Path) -> dict[str, Any]:
@@ -73,7 +74,8 @@ def _row(folder: Path) -> dict[str, Any]:
     best = np.maximum.accumulate([json.loads(line)["search_accuracy"] for line in lines])
     keys = ("method", "seed", "evaluations", "macs_ratio", "params_ratio", "search_accuracy", "test_accuracy")
     more = ("dense_test_accuracy", "seconds", "widths")
-    return {key: getattr(result, key) for key in keys + more} | {"best_so_far": [round(float(b), 6) for b in best]}
+    found = {key: getattr(result, key) for key in keys + more}
+    return found | {"method": folder.name.rpartition("-")[0], "best_so_far": [round(float(b), 6) for b in best]}
 
 
 def table(record: dict[str, Any]) -> str:
