@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
+from agents.early_cli import early
 from agents.refine import evaluate_run, finetune_run
 from agents.results import RESULT, SearchResult
 from agents.search import read_search
@@ -55,7 +56,9 @@ def search(
     granularity: Annotated[str, typer.Option(help="channels, unstructured, 2:4 (N:M) or block4x1.")] = "channels",
     search_images: Annotated[int, typer.Option(help="Images of the search split that score a plan.")] = 1000,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal searches.")] = 0,
-    policy: Annotated[str | None, typer.Option(help="Policy file for ppo to start from, of `gnnrl train`.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="What ppo starts from: a file of `gnnrl train`, general, none, or auto.")
+    ] = "auto",
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/MODEL-METHOD-TIME]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted search in this run folder.")] = None,
@@ -78,7 +81,7 @@ def search(
     inner: PruneEnv = env.unwrapped  # type: ignore[assignment]
     groups, allowed = len(inner.network.widths), in_words(inner.budgets)
     console.print(f"{model}: {groups} groups, budget {allowed}, {evaluations} evaluations")
-    settings: dict[str, Any] = {} if policy is None else {"policy": policy}
+    settings: dict[str, Any] = {} if method != "ppo" else {"policy": None if policy == "none" else policy}
     _finish(folder, run_search(env, method, evaluations, seed, folder, progress=True, **settings), finetune, device)
 
 
@@ -189,6 +192,9 @@ def _show(result: SearchResult) -> None:
         table.add_row(epochs, "", f"{result.finetuned_accuracy:.2%}")
     console.print(table)
     console.print(f"run folder: {result.out}")
+
+
+app.command()(early)
 
 
 def _add_foreign_commands() -> None:

@@ -17,11 +17,14 @@ from agents.results import SearchResult
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.latency import measure_latency
+from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import update_slim
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.sparsity import SparseNetwork
 from gnnrl_gym.zoo import DataSplits, load_data
+
+CHECKPOINT = "finetuning-"  # files of a run folder, while it is fine-tuned
 
 
 def finetune_run(
@@ -32,33 +35,48 @@ def finetune_run(
     seed: int = 0,
     model: nn.Module | None = None,
     data: DataSplits | None = None,
+    schedule: str = "cosine",
+    distill: float = 0.0,
 ) -> SearchResult:
     """Fine-tune the pruned network of a run folder; the record gets `finetuned_accuracy`, measured on the test split
-    once, after the last epoch. Interrupted, it leaves the folder as it was.
+    once, after the last epoch.
+
+    Interrupted, it leaves the record as it was, and beside it the last whole epoch: the same call goes on from there
+    and ends as if it had never stopped.
 
     Args:
         model, data: needed where the search was given objects instead of names.
+        schedule: of the learning rate, see `gnnrl_gym.evaluation.finetuning.finetune`.
+        distill: weight of the dense network's outputs in the loss, in [0, 1]; 0: labels alone.
 
     Raises:
-        ValueError: `epochs` is below 1.
+        ValueError: `epochs` is below 1; unknown schedule; `distill` is outside [0, 1].
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
-    result = SearchResult.load(run)
+    result, folder = SearchResult.load(run), Path(run)
     place, splits = resolve_device(device), data or load_data(result.data)
     network, slim = result.network(model), result.pruned(model)
+    teacher, dtype = copy.deepcopy(network.model) if distill else None, fitting_dtype("auto", network, place)
+    # the epochs before are in the name: what an earlier fine-tuning may have left is no part of this one
+    checkpoint = folder / f"{CHECKPOINT}{result.finetune_epochs or 0}.pt"
     with tqdm(total=epochs, unit="epoch", desc="fine-tuning", disable=None) as bar:
 
         def show(epoch: int, loss: float) -> None:
-            bar.update()
+            bar.update(epoch - bar.n)
             bar.set_postfix_str(f"training loss {loss:.3f}")
 
         with _held(network, slim.to(place), result.kept()), fitting_threads(network):
-            finetune(slim, splits, epochs, learning_rate, seed, place, show)
+            finetune(
+                slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
+                checkpoint=checkpoint,
+            )  # fmt: skip
     result.finetuned_accuracy = accuracy(slim, splits.test)
     result.finetune_epochs = (result.finetune_epochs or 0) + epochs
     update_slim(result.weights_file, slim)
-    result.save(Path(run))
+    result.save(folder)
+    for left in folder.glob(f"{CHECKPOINT}*.pt"):
+        left.unlink()
     return result
 
 

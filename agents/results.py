@@ -38,6 +38,9 @@ class SearchResult:
         search_accuracy, test_accuracy: recalibrated, before fine-tuning.
         dense_test_accuracy: of the network that was pruned.
         finetuned_accuracy, finetune_epochs: on the test split, once there is one.
+        untrained_accuracy, control_accuracy: of a network pruned before training (`agents.early`), on the test split:
+            without training, and of a random mask with the same counts per layer, trained like it. There,
+            `test_accuracy` is the trained one.
         seconds: wall time of the search. interrupted: it was stopped by hand.
         settings: the environment's remaining arguments. versions, machine: where it ran.
     """
@@ -63,6 +66,8 @@ class SearchResult:
     interrupted: bool = False
     finetuned_accuracy: float | None = None
     finetune_epochs: int | None = None
+    untrained_accuracy: float | None = None
+    control_accuracy: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
     machine: str = field(default_factory=lambda: machine())

@@ -175,8 +175,9 @@ def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, secon
 
 def _settings(env: PruneEnv) -> dict[str, Any]:
     names = ("landing", "max_steps", "floor", "round_to", "granularity", "search_images", "recalibration_images")
+    objective = ("objective", "pretrain_epochs", "proxy_steps")
     shape = {"input_shape": list(env.data.input_shape), "num_classes": env.data.num_classes}
-    return {name: env.arguments[name] for name in names} | shape
+    return {name: env.arguments[name] for name in (*names, *objective)} | shape
 
 
 def _name(model: str | nn.Module) -> str:

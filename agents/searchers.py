@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agents.bayesian import bayesian
 from agents.controls import cma_es, evolution, random, sensitivity, uniform
+from agents.off_policy import ddpg, sac, td3
 from agents.ppo import ppo
 from agents.recorder import PlanRecorder
 
@@ -14,9 +16,13 @@ Searcher = Callable[[PlanRecorder, int, "Path | None"], Any]
 
 SEARCHERS: dict[str, Searcher] = {
     "ppo": ppo,
+    "ddpg": ddpg,
+    "td3": td3,
+    "sac": sac,
     "uniform": uniform,
     "random": random,
     "sensitivity": sensitivity,
     "es": evolution,
     "cma-es": cma_es,
+    "bayesian": bayesian,  # of a pool: GNNRL-Relational-v0
 }

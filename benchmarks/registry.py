@@ -89,14 +89,26 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 def benchmarks() -> dict[str, Benchmark]:
     """All benchmarks by name."""
     from benchmarks import (
+        bogp_mnist,
+        bogp_planted,
+        bogp_retrieval,
+        early_planted,
+        early_pruning,
         environment_throughput,
+        general_policy,
         latency_prediction,
+        random_networks,
+        reward_report,
         search_comparison,
+        search_speed,
         slimming_exactness,
         torchvision_coverage,
     )
 
     found = (
-        torchvision_coverage, slimming_exactness, environment_throughput, search_comparison, latency_prediction
+        torchvision_coverage, slimming_exactness, random_networks, environment_throughput, search_comparison,
+        latency_prediction, general_policy, search_speed, reward_report,
+        early_planted, early_pruning,
+        bogp_retrieval, bogp_planted, bogp_mnist,
     )  # fmt: skip
     return {module.BENCHMARK.name: module.BENCHMARK for module in found}

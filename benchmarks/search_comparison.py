@@ -70,8 +70,9 @@ def _search(options: Options, model: str, method: str, seed: int, base: Path) ->
 
 def _row(folder: Path) -> dict[str, Any]:
     result = SearchResult.load(folder)
-    lines = (folder / LOG).read_text().splitlines()
-    best = np.maximum.accumulate([json.loads(line)["search_accuracy"] for line in lines])
+    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    # sensitivity also measures plans that are over the budget
+    best = np.maximum.accumulate([line["search_accuracy"] if line["is_success"] else 0.0 for line in lines])
     keys = ("method", "seed", "evaluations", "macs_ratio", "params_ratio", "search_accuracy", "test_accuracy")
     more = ("dense_test_accuracy", "seconds", "widths")
     found = {key: getattr(result, key) for key in keys + more}

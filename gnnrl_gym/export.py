@@ -21,7 +21,7 @@ from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
 from gnnrl_gym.pruning.sparsity import CHANNELS, make_network
-from gnnrl_gym.zoo.state_dicts import load_into
+from gnnrl_gym.zoo.state_dicts import load_into, why_unreadable
 
 Example = Tensor | tuple[Any, ...]
 
@@ -85,8 +85,7 @@ def read_slim(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes are, an unpickler may raise anything on them
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _damaged(path, reason) from error
+        raise _damaged(path, why_unreadable(error)) from error
     if not isinstance(content, dict):
         raise _damaged(path, f"it holds a {type(content).__name__}")
     if missing := [key for key in ("kept", "state_dict") if key not in content]:

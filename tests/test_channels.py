@@ -1,7 +1,9 @@
-"""Channel groups of small hand-made networks, one per way that channels can be tied, and of random mixtures."""
+"""Channel groups of small hand-made networks, one per way that channels can be tied. Mixtures of all of them are in
+`test_random_networks.py`."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from conftest import assert_close, exact_network, images, outputs, random_plans,
 from torch import Tensor, fx, nn
 
 from gnnrl_gym import PrunableNetwork, UnsupportedOperation
+from gnnrl_gym.zoo.random_layers import Parts
 from gnnrl_gym.zoo.resnet import ZeroPadShortcut
 
 Step = Callable[..., Any]
@@ -60,6 +63,11 @@ def halves_swapped(x: Tensor) -> Tensor:
     return torch.cat([b, a], 1)
 
 
+def parts_swapped(x: Tensor) -> Tensor:
+    a, b = x.split([3, 5], 1)
+    return torch.cat([b, a], 1)
+
+
 def gate(channels: int) -> nn.Module:
     """Squeeze and excitation, as torchvision writes it."""
     return nn.Sequential(
@@ -89,6 +97,24 @@ def cat_literal_zeros(net: Any, x: Tensor) -> Tensor:
 def cat_new_zeros(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     return net.b(y + torch.cat([x, x.new_zeros(x.shape[0], 12 - x.shape[1], *x.shape[2:])], 1))
+
+
+def unequal_parts() -> nn.Module:
+    """Three and five channels to a convolution each."""
+    return Parts([3, 5], [conv(3, 5), conv(5, 4)])
+
+
+def shared_under_two_names() -> nn.Module:
+    """A block with BatchNorm that two lists hold; the second is only used in slices."""
+    block = conv(8, 8)
+    first, second = nn.ModuleList([block, conv(8, 8)]), nn.ModuleList([nn.Identity(), block])
+
+    def step(net: Any, x: Tensor) -> Tensor:
+        for layer in [*net.first, *net.second[1:]]:
+            x = x + layer(x)
+        return x
+
+    return Net(step, 8, first=first, second=second)
 
 
 # name: (network, sorted widths)
@@ -138,6 +164,33 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
         lambda: Net(lambda n, x: F.max_pool2d(F.interpolate(n.a(x), scale_factor=2.0), 2), 6, a=conv(8, 6)),
         [6, 8],
     ),
+    "adaptive maxima": (lambda: Net(lambda n, x: F.adaptive_max_pool2d(n.a(x), 2), 6, a=conv(8, 6)), [6, 8]),
+    "transposed": (
+        lambda: Net(lambda n, x: n.b(n.a(x)), 5, a=nn.ConvTranspose2d(8, 6, 2, stride=2), b=conv(6, 5)), [5, 6, 8]
+    ),
+    # a unit is a whole convolution group: two input channels and three outputs
+    "grouped transposed": (
+        lambda: Net(lambda n, x: n.b(n.a(x)), 5, a=nn.ConvTranspose2d(8, 12, 3, groups=4), b=conv(12, 5)), [4, 5]
+    ),
+    "slope of each channel": (lambda: Net(lambda n, x: n.p(n.a(x)), 6, a=conv(8, 6), p=nn.PReLU(6)), [6, 8]),
+    "one slope": (lambda: Net(lambda n, x: n.p(n.a(x)), 6, a=conv(8, 6), p=nn.PReLU()), [6, 8]),
+    "InstanceNorm": (
+        lambda: Net(lambda n, x: n.i(n.a(x)), 6, a=conv(8, 6), i=nn.InstanceNorm2d(6, affine=True)), [6, 8]
+    ),
+    "split held by its module": (lambda: Net(lambda n, x: n.p(x), 9, p=unequal_parts()), [3, 4, 5, 5]),
+    "foreign split": (
+        lambda: Net(lambda n, x: n.a(n.s(x)), 6, s=Foreign(parts_swapped), a=conv(8, 6)),
+        [6, 8],
+    ),
+    "foreign split in equal parts": (
+        lambda: Net(lambda n, x: n.a(n.s(x)), 6, s=Foreign(lambda x: torch.cat(x.split(4, 1)[::-1], 1)), a=conv(8, 6)),
+        [6, 8],
+    ),
+    "foreign slice of one channel": (
+        lambda: Net(lambda n, x: n.a(n.s(x)) + n.b(x), 6, s=Foreign(lambda x: x[:, 2:3]), a=conv(1, 6), b=conv(8, 6)),
+        [6, 7],
+    ),
+    "shared under two names": (shared_under_two_names, [8]),
 }  # fmt: skip
 
 
@@ -170,6 +223,49 @@ def test_grouped_convolution_keeps_whole_groups() -> None:
     layer = slim.a[0]
     assert (layer.groups, layer.in_channels, layer.out_channels) == (3, 9, 6)
     assert layer.weight.shape == (6, 3, 3, 3)
+
+
+def test_transposed_convolution_keeps_whole_groups() -> None:
+    network = exact_network(NETWORKS["grouped transposed"][0](), images(1, 3, 8, 8))
+    layer: Any = network.slim([3, 5]).a  # type: ignore[union-attr]
+    assert (layer.groups, layer.in_channels, layer.out_channels) == (3, 6, 9)
+    assert layer.weight.shape == (6, 3, 3, 3)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_slim_norms_and_slopes_know_their_channels(affine: bool) -> None:
+    norm, slope = nn.InstanceNorm2d(6, affine=affine), nn.PReLU(6)
+    network = exact_network(Net(lambda n, x: n.p(n.i(n.a(x))), 6, a=conv(8, 6), i=norm, p=slope), images(1, 3, 8, 8))
+    slim: Any = network.slim([8, 4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of torch, about a number of channels that isn't the input's
+        slim(images(1, 3, 8, 8))
+    assert (slim.i.num_features, slim.p.num_parameters) == (4, 4)
+
+
+def test_split_sizes_follow() -> None:
+    network = exact_network(NETWORKS["split held by its module"][0](), images(1, 3, 8, 8))
+    plan = network.widths - 1
+    slim: Any = network.slim(plan)
+    assert slim.p.sizes == [2, 4]
+    assert network.model.p.sizes == [3, 5]  # type: ignore[union-attr]
+
+
+def test_a_split_of_which_nothing_may_be_left_is_frozen() -> None:
+    model = Net(lambda n, x: n.b(n.p(x)), 6, p=Parts([6, 2], [nn.Identity(), nn.AvgPool2d(2)]), b=conv(8, 6))
+    model.p.branches[0] = nn.AvgPool2d(2)  # type: ignore[union-attr]
+    network = exact_network(model, images(1, 3, 8, 8), warns="'p'.*number of channels")
+    assert network.widths.tolist() == [6]
+
+
+def test_rounding_that_a_norm_blows_up_freezes_nothing() -> None:
+    first = nn.Conv2d(8, 6, 1)
+    nn.init.constant_(first.bias, 1e5)  # type: ignore[arg-type]  # float32 keeps two decimals of what it is added to
+    model = Net(lambda n, x: n.c(halves_swapped(n.i(n.a(x)))), 5, a=first, i=nn.InstanceNorm2d(6), c=conv(6, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network = PrunableNetwork(randomise(model), images(1, 3, 8, 8))
+    assert sorted(network.widths.tolist()) == [3, 5, 8]
 
 
 class Flattening(nn.Module):
@@ -361,72 +457,3 @@ class TwoInputs(nn.Module):
 
 def test_two_inputs() -> None:
     assert exact_network(TwoInputs(), images(1, 3, 8, 8), images(1, 1, 8, 8)).widths.tolist() == [8]
-
-
-# ---- random networks -------------------------------------------------------------------------------------------
-
-
-class Residual(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.inner(x))
-
-
-class Parallel(nn.Module):
-    def __init__(self, *branches: nn.Module) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for branch in self.branches], 1)
-
-
-class Gated(nn.Module):
-    def __init__(self, c: int) -> None:
-        super().__init__()
-        self.gate = gate(c)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
-
-
-def piece(draw: Callable[[int], int], c: int, wide: int) -> tuple[nn.Module, int]:
-    """A random part of a network for `c` channels (a multiple of 4), and how many it gives."""
-    kinds: list[Callable[[], tuple[nn.Module, int]]] = [
-        lambda: (conv(c, wide), wide),
-        lambda: (Residual(nn.Sequential(conv(c, wide, 1), conv(wide, c))), c),
-        lambda: (Residual(nn.Sequential(conv(c, c, groups=c), conv(c, c, 1))), c),
-        lambda: (Parallel(conv(c, 4, 1), nn.Sequential(conv(c, wide, 1), conv(wide, 8)), nn.Identity()), c + 12),
-        lambda: (nn.Sequential(conv(c, wide, groups=4), Foreign(lambda x: shuffle(x, 4)), conv(wide, 8)), 8),
-        lambda: (Gated(c), c),
-        lambda: (Foreign(halves_swapped), c),
-        lambda: (ZeroPadShortcut(1, 1, 3), c + 4),
-        lambda: (Foreign(lambda x: F.pad(x, (0, 0, 0, 0, 3, 1))), c + 4),
-        lambda: (nn.MaxPool2d(3, 1, 1), c),
-    ]
-    return kinds[draw(len(kinds))]()
-
-
-def random_network(seed: int) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-
-    def draw(high: int) -> int:
-        return int(torch.randint(high, (), generator=generator))
-
-    c = 4 * (1 + draw(3))
-    parts: list[nn.Module] = [conv(3, c)]
-    for _ in range(3 + draw(4)):
-        part, c = piece(draw, c, 4 * (1 + draw(4)))
-        parts.append(part)
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * c, 5))
-
-
-@pytest.mark.filterwarnings("ignore:.*frozen:UserWarning")
-@pytest.mark.parametrize("seed", range(30))
-def test_random_networks_are_exact(seed: int) -> None:
-    network = exact_network(random_network(seed), images(1, 3, 5, 5), plans=4)
-    assert len(network.widths)

@@ -80,7 +80,7 @@ def test_options_decide(many: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [{"networks": []}, {"budgets": (0.6, 0.5)}, {"budgets": (0.0, 0.5)}])
 def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="networks|budgets"):
+    with pytest.raises(ValueError, match=r"networks|budgets"):
         gym.make("GNNRL-PruneMany-v0", **{"networks": [FEW], **wrong})
 
 

@@ -17,7 +17,9 @@ from torch import nn
 from gnnrl_gym.envs.budget import METRICS, Budget, Meter, budgets_by_metric
 from gnnrl_gym.envs.landing import land, round_widths, to_steps, to_widths
 from gnnrl_gym.envs.rendering import draw_plan, plan_table
-from gnnrl_gym.evaluation.accuracy import PlanEvaluator, resolve_device
+from gnnrl_gym.evaluation.accuracy import resolve_device
+from gnnrl_gym.evaluation.objectives import ObjectiveEvaluator, proxy_of, weights_to_score
+from gnnrl_gym.evaluation.training import recipe_for
 from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
@@ -74,6 +76,9 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
       are handed out are float32.
     * `device`: `auto`, `cpu`, `cuda`.
     * `render_mode`: `ansi` or `rgb_array`: the groups with what is kept and what it costs.
+    * `objective`: None scores the network as it is given. To prune before training, as in `GNNRL-Mask-v0`: `untrained`,
+      `pretrained` (after `pretrain_epochs` epochs) or `proxy` (each plan after `proxy_steps` steps of training). They
+      start from random weights where a named model is given no others.
 
     `reset(options={"budget": b})` sets the budget of one episode, counted by the same metrics.
 
@@ -108,6 +113,9 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         precision: str = "auto",
         device: str = "auto",
         render_mode: str | None = None,
+        objective: str | None = None,
+        pretrain_epochs: int = 2,
+        proxy_steps: int = 200,
     ) -> None:
         self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         EzPickle.__init__(self, **self.arguments)
@@ -120,9 +128,13 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self.data = data if isinstance(data, DataSplits) else load_data(data)
         # a module of the caller's is copied: it may move to another device here
         own = copy.deepcopy(model) if isinstance(model, nn.Module) else None
-        module = load_model(str(model), weights, self.data.num_classes) if own is None else own
+        named = "random" if objective and weights is None else weights
+        module = (load_model(str(model), named, self.data.num_classes) if own is None else own).to(self.device)
+        recipe = recipe_for(model).of(epochs=pretrain_epochs)
+        if objective is not None:
+            module = weights_to_score(module, self.data, objective, recipe, 0, self.device)
         self.metric, self.landing, self.max_steps, self.render_mode = ",".join(budgets), landing, max_steps, render_mode
-        self.network = self._prunable(module.to(self.device), importance, recalibration_images)
+        self.network = self._prunable(module, importance, recalibration_images)
         self.round_to, full = round_to, self.network.widths
         floors = np.maximum(np.ceil(floor * full).astype(np.int64), self.network.least)
         self._steps_full, self._steps_floor = to_steps(full, round_to), to_steps(floors, round_to)
@@ -130,13 +142,14 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self.meter = Meter(self.network, budgets)
         self.meter.check(budgets, self.floors)
         self.budgets = self._default_budgets = budgets
-        self.evaluator = PlanEvaluator(
+        self.evaluator = ObjectiveEvaluator(
             self.network,
-            self.data.train,
+            self.data,
             self.data.search.take(search_images),
             recalibration_images,
             self.device,
             precision,
+            proxy=proxy_of(objective, proxy_steps, recipe, 0),
         )
         self._steps: int | None = None  # None: no episode is running
         self._episode_evaluations = 0

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from gnnrl_gym.files import write_atomic
 from gnnrl_gym.zoo import DataSplits
 from gnnrl_gym.zoo.data import augment
 
 BATCH = 128
+SCHEDULES = ("cosine", "one-cycle")
+TEMPERATURE = 4.0
 
 
 def finetune(
@@ -22,43 +29,137 @@ def finetune(
     seed: int = 0,
     device: torch.device | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    schedule: str = "cosine",
+    teacher: nn.Module | None = None,
+    temperature: float = TEMPERATURE,
+    distill: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    checkpoint: Path | None = None,
 ) -> nn.Module:
-    """Train `model` in place on the train split: SGD with Nesterov momentum 0.9, weight decay 5e-4, a cosine from
-    `learning_rate` to 0, crops (and flips where they make sense); mixed precision on a GPU.
+    """Train `model` in place on the train split: SGD with Nesterov momentum 0.9, weight decay 5e-4, crops (and flips
+    where they make sense). Equal seeds give equal networks, interrupted or not.
 
     Args:
         epochs: passes over the train split; 0 leaves the model as it is.
+        learning_rate: the peak of the schedule.
         on_epoch: called with (epoch from 1, mean training loss) after each.
+        schedule: "cosine": from the peak to 0. "one-cycle": up to the peak in three tenths of the steps, then down to 0
+            (Smith and Topin 2017).
+        teacher: a network, the dense one say, whose outputs are learned besides the labels; it is put on the device, in
+            eval mode. temperature, distill: see `distillation_loss`.
+        dtype: bfloat16 computes in mixed precision (`gnnrl_gym.evaluation.precision`); the weights stay float32.
+        checkpoint: file that is written after each epoch. Where it holds an interrupted training with these settings,
+            that goes on; one with others is replaced. It is the caller's to remove.
 
     Returns:
         `model`, in eval mode, after the last epoch. No split chooses an epoch.
+
+    Raises:
+        ValueError: unknown schedule, a weight outside [0, 1], a temperature not above 0.
     """
+    _check(schedule, temperature, distill)
     device = device or next(model.parameters()).device
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    steps = epochs * -(-len(data.train) // BATCH)
-    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    for network in (model, teacher):
+        if network is not None:
+            network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
-    for epoch in range(1, epochs + 1):
-        total = 0.0
-        for images, labels in data.train.batches(BATCH, generator):
-            images = augment(images, generator, _padding(data), flip=data.flip).to(device)
-            total += _step(model, optimizer, images, labels.to(device)) * len(labels)
-            schedule.step()
-        if on_epoch:
-            on_epoch(epoch, total / len(data.train))
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps = epochs * -(-len(data.train) // BATCH)
+    training = _Training(model, optimizer, _scheduler(schedule, optimizer, learning_rate, max(steps, 1)), generator)
+    distilled = [temperature, distill] if teacher else None
+    settings = [epochs, learning_rate, seed, schedule, distilled, str(dtype), len(data.train)]
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            outputs = model(images)
+            with torch.no_grad():
+                taught = teacher(images) if teacher else None
+        return distillation_loss(outputs, labels, taught, temperature, distill)
+
+    done = training.load(checkpoint, settings) if checkpoint else 0
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws from the global generator
+        for epoch in range(done + 1, epochs + 1):
+            torch.manual_seed(1000 * seed + epoch)
+            loss = training.epoch(data, device, step)
+            if checkpoint:
+                training.save(checkpoint, settings, epoch)
+            if on_epoch:
+                on_epoch(epoch, loss)
     return model.eval()
 
 
-def _padding(data: DataSplits) -> int:
-    """An eighth of the image, as 4 pixels of CIFAR's 32."""
-    return data.input_shape[-1] // 8
+def distillation_loss(
+    outputs: Tensor, labels: Tensor, taught: Tensor | None, temperature: float = TEMPERATURE, weight: float = 0.5
+) -> Tensor:
+    """Cross-entropy, and with `weight` the divergence from the teacher's outputs instead, a scalar in nats.
+
+    ``(1 - weight) * CE + weight * T**2 * KL(teacher at T || student at T)``: Hinton, Vinyals, Dean, "Distilling the
+    knowledge in a neural network" (2015), section 2; T**2 keeps the gradients' size whatever the temperature T is.
+
+    Args:
+        outputs, taught: of the student and the teacher, [N, classes]; without `taught` cross-entropy alone.
+        labels: int64 [N].
+    """
+    loss = F.cross_entropy(outputs.float(), labels)
+    if taught is None:
+        return loss
+    student, target = ((logits.float() / temperature).log_softmax(1) for logits in (outputs, taught))
+    divergence = F.kl_div(student, target, reduction="batchmean", log_target=True)
+    return (1 - weight) * loss + weight * temperature**2 * divergence
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-        loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
+@dataclass
+class _Training:
+    """What changes while a network trains."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    generator: torch.Generator
+
+    def epoch(self, data: DataSplits, device: torch.device, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """One pass over the train split: the mean loss."""
+        self.model.train()
+        total = 0.0
+        for images, labels in data.train.batches(BATCH, self.generator):
+            # an eighth of the image, as 4 pixels of CIFAR's 32
+            images = augment(images, self.generator, data.input_shape[-1] // 8, flip=data.flip).to(device)
+            value = loss(images.contiguous(memory_format=torch.channels_last), labels.to(device))
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            total += float(value.detach()) * len(labels)
+        return total / len(data.train)
+
+    def save(self, path: Path, settings: list[Any], epoch: int) -> None:
+        """Write everything, at once or not at all."""
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        state = {**parts, "generator": self.generator.get_state(), "settings": settings, "epoch": epoch}
+        write_atomic(path, lambda file: torch.save(state, file))
+
+    def load(self, path: Path, settings: list[Any]) -> int:
+        """Go on from a file, if it is there and of a training with the same settings: the epochs that are done."""
+        state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
+        if state.get("settings") != settings:
+            return 0
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        return int(state["epoch"])
+
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
+
+def _scheduler(name: str, optimizer: torch.optim.Optimizer, peak: float, steps: int) -> LRScheduler:
+    if name == "cosine":
+        return CosineAnnealingLR(optimizer, steps)
+    return OneCycleLR(optimizer, peak, steps)
+
+
+def _check(schedule: str, temperature: float, distill: float) -> None:
+    if schedule not in SCHEDULES:
+        raise ValueError(f"Unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}.")
+    if temperature <= 0 or not 0 <= distill <= 1:
+        raise ValueError(f"Distillation needs temperature > 0 and a weight in [0, 1]; got {temperature=}, {distill=}.")

@@ -35,7 +35,8 @@ class Weight:
 
 @dataclass(frozen=True)
 class Product:
-    """Multiply-accumulates of one operation: `constant` times the channels kept along each of `factors`."""
+    """Multiply-accumulates of one operation: `constant` times the channels kept along each of `factors`, those that it
+    writes first."""
 
     node: fx.Node
     constant: int
@@ -54,7 +55,7 @@ class Channels:
         whole: weights that can't be resized.
         products: the operations that cost multiply-accumulates.
         literals: nodes that may hold a number of channels in their arguments (pad, slice, view, split).
-        grouped: weights of grouped convolutions -> output channels per convolution group.
+        grouped: weights of grouped convolutions -> entries of their first dimension per convolution group.
         unsupported: "operation at module, line" of everything without a rule.
     """
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LEVELS = ("decision", "operation", "layer", "block", "network")
 
 OPERATORS = {
-    "conv": ("conv1d", "conv2d", "conv3d"),
+    "conv": ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     "grouped conv": (),  # told apart by its groups
     "linear": ("linear", "matmul", "bmm", "scaled_dot_product_attention"),
     "norm": ("batch_norm", "layer_norm", "group_norm", "instance_norm"),
@@ -155,10 +155,10 @@ class GraphBuilder:
             if product.node not in self._index:
                 continue
             layer = self.hierarchy.layer_of[self._index[product.node]]
-            for name, dim in product.factors:
-                owner = self.groups.owner[name, dim]
+            for place, key in enumerate(product.factors):
+                owner = self.groups.owner[key]
                 for group in np.unique(self.groups.group_of[owner[owner >= 0]]):
-                    found.append((layer, int(group), float(dim == 0), float(dim == 1)))
+                    found.append((layer, int(group), float(place == 0), float(place == 1)))
         return found
 
     def _edges(self) -> tuple[Any, Any]:

@@ -3,24 +3,42 @@ then everything the operation touches is frozen."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from gnnrl_gym.graph import channels
 from gnnrl_gym.graph.channels import (
     Channels,
     Product,
+    Rule,
     Weight,
     along,
     compress,
+    frozen_like,
     operator_name,
-    rule,
     spread,
     varying,
 )
 from gnnrl_gym.graph.trace import shape_of
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """`channels.rule` for ATen alone: a custom operation may bear one of its names and do something else."""
+
+    def register(function: Rule) -> Rule:
+        @functools.wraps(function)
+        def guarded(c: Channels, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+            foreign = getattr(node.target, "namespace", "aten") != "aten"
+            return NotImplemented if foreign else function(c, node, *args, **kwargs)
+
+        return channels.rule(*names)(guarded)
+
+    return register
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -40,8 +58,7 @@ def convolution(
         c.bind(weight, 1, inputs)
         c.products.append(Product(node, cost, ((weight.name, 0), (weight.name, 1))))
     else:
-        members = torch.cat([inputs.view(groups, -1), outputs.view(groups, -1)], dim=1)
-        c.merge(members, members[:, :1].expand(members.shape).clone())
+        _tie_groups(c, inputs, outputs, groups)
         c.literals.append(node)
         c.grouped[weight.name] = len(outputs) // groups
         c.products.append(Product(node, cost * weight.shape[1], ((weight.name, 0),)))
@@ -62,13 +79,56 @@ def linear(c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None) ->
     return spread(outputs, -1, shape)
 
 
-@rule("batch_norm")
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(
+    c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Any:  # fmt: skip
+    """Like a convolution whose weight lies [inputs, outputs per group, ...] and meets every position of the input."""
+    inputs = along(x, 1)
+    if inputs is None or not isinstance(weight, Weight) or isinstance(bias, Tensor):
+        return NotImplemented
+    # the outputs of one convolution group are one unit: no dimension of the weight tells them apart
+    outputs = c.new_outputs(weight, 1) if groups == 1 else c.fresh(weight.shape[1] * groups)
+    c.bind(bias, 0, outputs)
+    c.bind(weight, 0, inputs)
+    cost = math.prod(weight.shape[2:]) * math.prod(x.shape[2:]) * x.shape[0]
+    if groups == 1:
+        c.products.append(Product(node, cost, ((weight.name, 1), (weight.name, 0))))
+    else:
+        _tie_groups(c, inputs, outputs, groups)
+        c.literals.append(node)
+        c.grouped[weight.name] = len(inputs) // groups
+        c.products.append(Product(node, cost * weight.shape[1], ((weight.name, 0),)))
+    return spread(outputs, 1, shape_of(node))
+
+
+def _tie_groups(c: Channels, inputs: Tensor, outputs: Tensor, groups: int) -> None:
+    """The inputs and outputs of each convolution group are one unit."""
+    members = torch.cat([inputs.view(groups, -1), outputs.view(groups, -1)], dim=1)
+    c.merge(members, members[:, :1].expand(members.shape).clone())
+
+
+@rule("batch_norm", "instance_norm")
 def batch_norm(c: Channels, node: fx.Node, x: Any, *weights: Any, **_: Any) -> Any:
     """Normalises each channel alone: its vectors follow the channels."""
     ids = along(x, 1)
-    if ids is None:
+    if ids is None or any(isinstance(weight, Tensor) for weight in weights[:4]):  # computed ones can't be resized
         return NotImplemented
     for weight in weights[:4]:
+        c.bind(weight, 0, ids)
+    if not any(isinstance(weight, Weight) for weight in weights[:4]):
+        c.literals.append(node)  # no tensor tells its module how many channels there are
+    return x
+
+
+@rule("prelu")
+def prelu(c: Channels, node: fx.Node, x: Any, weight: Any) -> Any:
+    """One slope for all channels, or one for each."""
+    ids = along(x, 1)
+    if ids is None or not isinstance(weight, Weight):
+        return NotImplemented
+    if weight.shape[0] == len(ids):
         c.bind(weight, 0, ids)
     return x
 
@@ -77,7 +137,7 @@ def batch_norm(c: Channels, node: fx.Node, x: Any, *weights: Any, **_: Any) -> A
     "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu",
     "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus", "tanh", "clamp", "pow", "sqrt", "exp",
     "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
-    "zeros_like", "ones_like",
+    "zeros_like", "ones_like", "masked_fill", "clamp_min",
 )  # fmt: skip
 def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""
@@ -121,9 +181,12 @@ def _bind_broadcast(c: Channels, weight: Weight, ids: Tensor) -> bool:
       "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d")  # fmt: skip
 def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
     """Mixes positions, never channels."""
-    shape = shape_of(node)
     moved = list(range(2, x.dim()))
-    return _resize(x, moved, shape) if not set(moved) & set(varying(x)) else NotImplemented
+    if set(moved) & set(varying(x)):
+        return NotImplemented
+    result = _resize(x, moved, shape_of(node))
+    # adaptive maxima come with their positions, channel by channel too
+    return result if isinstance(node.meta["val"], Tensor) else [result for _ in node.meta["val"]]
 
 
 @rule("mean", "sum", "amax")
@@ -132,7 +195,8 @@ def reduction(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, keepdim: 
     dims = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
     dims = sorted(d % x.dim() for d in dims)
     if set(dims) & set(varying(x)):
-        return NotImplemented
+        # what nobody reads ties nothing: the weights of attention, averaged over the heads
+        return NotImplemented if node.users else frozen_like(node)
     for d in reversed(dims):
         x = x.narrow(d, 0, 1) if keepdim else x.select(d, 0)
     return x.expand(shape_of(node))
@@ -149,10 +213,12 @@ def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
     """Executed on the ids. Where one dimension becomes two, what is kept must stay a rectangle: the ids are tied
     across the first (a channel shuffle's groups), so only the last of them shrinks."""
     if not isinstance(x, Tensor):
-        return NotImplemented
+        return attention.view_of_constants(c, node, x)
     result = compress(x.reshape(shape_of(node)))
     if varying(x) and operator_name(node) != "flatten":  # which names dimensions, not sizes
         c.literals.append(node)
+    if len(varying(result)) > 1 and attention.feeds_attention(node, past_views=True):
+        return attention.view_of_heads(c, node, result)
     for d in varying(result)[:-1]:
         c.merge(result, result.narrow(d, 0, 1).expand(result.shape).clone())
     return result
@@ -207,10 +273,11 @@ def split(c: Channels, node: fx.Node, x: Any, sizes: Any = 0, dim: int = 0) -> A
     target: Any = node.target
     parts = target(x, sizes) if "unbind" in str(target) else target(x, sizes, dim)
     if dim % x.dim() in varying(x):
-        if "chunk" not in str(target) or any(p.shape != parts[0].shape for p in parts):
+        chunks = "chunk" in str(target)
+        if chunks and any(p.shape != parts[0].shape for p in parts):
             return NotImplemented
         c.literals.append(node)
-        for part in parts[1:]:
+        for part in parts[1:] if chunks else ():
             c.merge(parts[0], part)
     return [compress(part) for part in parts]
 
@@ -232,3 +299,6 @@ def pad(c: Channels, node: fx.Node, x: Any, amounts: Any, mode: Any = "constant"
         return spread(torch.cat([c.fresh(amounts[i]), ids, c.fresh(amounts[i + 1])]), dim, shape)
     still = [d for d in range(x.dim()) if d not in varying(x)]
     return _resize(x, still, shape)
+
+
+from gnnrl_gym.graph import attention  # noqa: E402  (its rules are registered with `rule` from above)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
 import warnings
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.graph.arguments import check_copies, check_example, check_model, check_outputs, failed_forward
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,41 @@ def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...], training: b
     """Trace `model` on `example_input` (a tensor, or the tuple of positional arguments), in eval or training mode.
 
     Raises:
-        UnsupportedOperation: `torch.export` can't follow the forward, for example because it branches on data.
+        UnsupportedOperation: the forward fails on the example, or `torch.export` can't follow it, for example because
+            it branches on data.
+        TypeError, ValueError: no network or example at all (`gnnrl_gym.graph.arguments`).
     """
     args = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not training:
+        check_model(model)
+        check_example(example_input)
     with _mode(model, training), torch.random.fork_rng(devices=[]):
         if not training:
-            with torch.no_grad():
-                model(*args)  # a plain mistake (a wrong input shape) shows its own error, not export's
+            _run(model, args)  # a plain mistake (a wrong input shape) shows its own error, not export's
         exported = _export(model, args)
+    _check_shapes(model, exported.graph)
+    _name_modules(model, exported.graph)
     return Trace(exported.graph, *_inputs(model, exported))
+
+
+def _run(model: nn.Module, args: tuple[Any, ...]) -> None:
+    try:
+        with torch.no_grad():
+            outputs = model(*args)
+    except Exception as error:  # whatever a forward raises
+        raise failed_forward(model, args, error) from error
+    check_outputs(model, outputs)
+    check_copies(model)
+
+
+def _check_shapes(model: nn.Module, graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        for value in torch.utils._pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, Tensor) and not all(isinstance(size, int) for size in value.shape):
+                raise UnsupportedOperation(
+                    f"{type(model).__name__} makes a tensor whose shape depends on the data: {node.target} in "
+                    f"'{module_path(node)}' ({source_line(node)}). Replace the selection by a mask or torch.where."
+                )
 
 
 @contextlib.contextmanager
@@ -69,6 +97,8 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole attention layer, which no rule sees into
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -79,12 +109,40 @@ def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedPro
             "Usual mend: replace control flow that depends on tensor values (an `if` on a tensor, `.item()`) by "
             "torch.where, torch.cond or a module attribute."
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _name_modules(model: nn.Module, graph: fx.Graph) -> None:
+    """In networks that share modules, torch.export names what it reached through a slice of a list after the slice,
+    "layers.slice(1, None, None).0": such names become real ones, "layers.1"."""
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack", {})
+        for key, (path, kind) in stack.items():
+            if "slice(" in path:
+                stack[key] = (_without_slices(model, path), kind)
+
+
+def _without_slices(model: nn.Module, path: str) -> str:
+    names: list[str] = []
+    sliced: list[str] | None = None  # names of what a slice of the last module holds
+    for part in path.split("."):
+        here = model.get_submodule(re.sub(r"@\d+", "", ".".join(names)))
+        if part.startswith("slice("):
+            sliced = (sliced or list(here._modules))[slice(*ast.literal_eval(part.removeprefix("slice")))]
+            continue
+        # a slice of a ModuleList counts from 0 again, one of a Sequential keeps its names
+        names.append(sliced[int(part)] if sliced and isinstance(here, nn.ModuleList) else part)
+        sliced = None
+    return ".".join(names)
 
 
 def _inputs(model: nn.Module, exported: torch.export.ExportedProgram) -> tuple[dict[str, str], frozenset[str]]:
     canonical: dict[int, str] = {}
     names: dict[str, str] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
+    parameters = model.named_parameters(remove_duplicate=False)
+    buffers = model.named_buffers(remove_duplicate=False)  # a module under two names has its buffers twice, too
+    for name, tensor in [*parameters, *buffers]:
         names[name] = canonical.setdefault(id(tensor), name)
     tensors, constants = {}, set()
     for spec in exported.graph_signature.input_specs:

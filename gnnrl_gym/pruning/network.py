@@ -11,20 +11,22 @@ import numpy.typing as npt
 import torch
 from gymnasium.spaces import GraphInstance
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from gnnrl_gym.errors import UnsupportedOperation
-from gnnrl_gym.graph.channels import propagate
+from gnnrl_gym.graph.channels import operator_name, propagate
 from gnnrl_gym.graph.features import GraphBuilder
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
 from gnnrl_gym.graph.hierarchy import find_hierarchy
 from gnnrl_gym.graph.trace import module_path, source_line, trace
+from gnnrl_gym.pruning.attributes import Attributes, choices, matching_attributes
 from gnnrl_gym.pruning.cost import macs_cost, params_cost
 from gnnrl_gym.pruning.importance import Batch, importance_scores
 from gnnrl_gym.pruning.memory import PeakMemory, peak_memory
-from gnnrl_gym.pruning.slimming import Slimmer, literal_home
+from gnnrl_gym.pruning.slimming import SPLITS, Slimmer, literal_home
 
 Plans = npt.ArrayLike
-PROBES = 8  # random plans that a network with literals is checked on
+PROBES = 16  # plans that a network with literals is checked on; groups of two units agree by chance in every other
 
 
 class PrunableNetwork:
@@ -43,7 +45,8 @@ class PrunableNetwork:
         importance: score of every unit, float64 [U], groups one after the other.
 
     Raises:
-        UnsupportedOperation: the network can't be traced, or nothing in it can be pruned.
+        UnsupportedOperation: the network can't be traced or copied, or nothing in it can be pruned.
+        TypeError, ValueError: no network, weights that are not finite, no example input, an unknown importance.
 
     Shapes: a plan is [A], or [B, A] for B candidates.
     """
@@ -64,7 +67,7 @@ class PrunableNetwork:
         self.trace = trace(model, example_input)
         self.channels = propagate(self.trace, strict)
         self._follow_training_heads(strict)
-        for place in self.channels.unsupported:
+        for place in dict.fromkeys(self.channels.unsupported):  # a part that runs twice is named once
             warnings.warn(f"No channel rule for {place}: the groups that touch it are frozen.", stacklevel=2)
         self._set_groups(find_groups(self.channels))
         self._freeze_what_does_not_adapt()
@@ -104,10 +107,10 @@ class PrunableNetwork:
             importance,
         )
 
-    def _set_groups(self, groups: ChannelGroups) -> None:
+    def _set_groups(self, groups: ChannelGroups, attributes: Attributes | None = None) -> None:
         self.groups = groups
         self.widths = groups.widths
-        self.slimmer = Slimmer(self.model, self.trace, self.channels, groups)
+        self.slimmer = Slimmer(self.model, self.trace, self.channels, groups, attributes)
         self.macs_terms = macs_cost(self.channels, groups)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         self.params_terms = params_cost(shapes, groups)
@@ -179,7 +182,10 @@ class PrunableNetwork:
         return plan
 
     def _plan(self, widths: Plans) -> Ints:
-        plan = np.asarray(widths)
+        try:
+            plan = np.asarray(widths)
+        except ValueError:  # rows of different lengths
+            plan = np.empty(0)
         if plan.ndim not in (1, 2) or plan.shape[-1] != len(self.widths):
             raise ValueError(f"A plan has shape [A={len(self.widths)}] or [B, {len(self.widths)}], got {plan.shape}.")
         if plan.dtype.kind not in "iu":
@@ -201,19 +207,43 @@ class PrunableNetwork:
         sites = [n for n in self.channels.literals if not self._keeps_itself(n)]
         if not sites or not len(self.widths) or self._probe(np.arange(len(self.widths))):
             return
-        broken = [g for g in self._touching(sites) if not self._probe(np.array([g]))]
+        if self._adapts_by_attributes(sites):
+            return
+        suspects = self._touching(sites)
+        broken = [g for g in suspects if not self._probe(np.array([g]))]
+        if not self._probe(np.setdiff1d(np.arange(len(self.widths)), broken)):
+            broken = suspects  # some adapt alone, but not to each other
         self._name_broken(broken, sites)
-        self._set_groups(self.groups.without(np.array(broken)))
+        self._set_groups(self.groups.without(np.array(broken)), self.slimmer.attributes)
         if len(self.widths) and not self._probe(np.arange(len(self.widths))):
             raise UnsupportedOperation(
-                f"{type(self.model).__name__} computes something else once channels are removed, and no single "
-                "channel group explains it. Check for channel numbers written into its forward."
+                f"{type(self.model).__name__} computes something else once channels are removed, and no channel "
+                "group explains it. Check for channel numbers written into its forward."
             )
 
+    def _adapts_by_attributes(self, sites: list[Any]) -> bool:
+        """Whether the network adapts once integers that its modules hold follow the channels that they equal. Where
+        not all of them do (the size of a head may equal their number by chance), some may."""
+        found = matching_attributes(self.model, self.channels, self.groups)
+        chosen: Attributes = {}
+        for options in choices(self.model, found):
+            touched = self._touching([n for n in sites if module_path(n) in options[0]])
+            for option in options:
+                self.slimmer.attributes = chosen | option
+                if self._probe(np.array(touched)):
+                    chosen = chosen | option
+                    break
+        self.slimmer.attributes = chosen
+        return bool(chosen) and self._probe(np.arange(len(self.widths)))
+
     def _keeps_itself(self, site: Any) -> bool:
-        """Whether the literal is surely updated: by its own module, which was called once."""
+        """Whether the literal is surely updated: by its own module, which was called once where it depends on that.
+        That of a split is not: who reads a part may not stand that nothing is left of it."""
+        if operator_name(site) in SPLITS:
+            return False
+        home = literal_home(self.model, module_path(site))
         calls = [module_path(n) for n in self.channels.literals].count(module_path(site))
-        return literal_home(self.model, module_path(site)) in ("attribute", "resized") and calls == 1
+        return home == "heads" or (home in ("attribute", "resized") and calls == 1)
 
     def _touching(self, sites: list[Any]) -> list[int]:
         units = [self.groups.values[m][1] for n in sites for m in (n, *n.all_input_nodes) if m in self.groups.values]
@@ -221,21 +251,25 @@ class PrunableNetwork:
         return sorted(set(self.groups.group_of[np.concatenate(units)].tolist())) if units else []
 
     def _name_broken(self, broken: list[int], sites: list[Any]) -> None:
-        for node in sites:
-            if node in self.groups.values and set(self._touching([node])) & set(broken):
-                warnings.warn(
-                    f"The forward of '{module_path(node)}' ({source_line(node)}) holds a number of channels that "
-                    "can't be updated: the groups that touch it are frozen.",
-                    stacklevel=4,
-                )
+        guilty = [node for node in sites if set(self._touching([node])) & set(broken)]
+        for path, line in dict.fromkeys((module_path(node), source_line(node)) for node in guilty):
+            warnings.warn(
+                f"The forward of '{path}' ({line}) holds a number of channels that can't be updated: the groups that "
+                "touch it are frozen.",
+                stacklevel=4,
+            )
 
     def _probe(self, chosen: Ints) -> bool:
-        """Whether slim equals mask when about half of the units of the `chosen` groups go, by chance."""
-        rng, firsts = np.random.default_rng(0), np.cumsum(self.widths) - self.widths
-        for _ in range(PROBES):
-            kept = rng.random(len(self.groups.group_of)) < 0.5
-            kept |= ~np.isin(self.groups.group_of, chosen)
-            kept[firsts + rng.integers(self.widths)] = True  # never an empty layer
+        """Whether slim equals mask when units of the `chosen` groups go: about half of them, by chance, and then the
+        other half; all but the first and all but the last of each group. So every unit goes, and all that can."""
+        rng, group_of = np.random.default_rng(0), self.groups.group_of
+        first, last = np.cumsum(self.widths) - self.widths, np.cumsum(self.widths) - 1
+        halves = [rng.random(len(group_of)) < 0.5 for _ in range(PROBES // 2 - 1)]
+        ends = [np.isin(np.arange(len(group_of)), end) for end in (first, last)]
+        for kept in [*halves, *(~half for half in halves), *ends]:
+            kept = kept | ~np.isin(group_of, chosen)
+            empty = np.bincount(group_of, kept, len(self.widths)) == 0
+            kept[(first + rng.integers(self.widths))[empty]] = True  # never an empty layer
             if not self._agrees(kept):
                 return False
         return True
@@ -244,10 +278,14 @@ class PrunableNetwork:
     def _agrees(self, kept: npt.NDArray[np.bool_]) -> bool:
         inputs = [_noise(value) for value in self.example_input]
         try:
-            slim = self.slimmer.slim(kept).eval()(*inputs)
+            slim, mask = self.slimmer.slim(kept).eval(), self.slimmer.mask(kept).eval()
+            if _close(slim(*inputs), mask(*inputs)):
+                return True
+            # a norm over little blows float32's rounding up to the size of a mistake, and float64's to nothing
+            exact = [value.double() if _is_float(value) else value for value in inputs]
+            return _close(slim.double()(*exact), mask.double()(*exact))
         except Exception:  # whatever a forward raises on the wrong number of channels
             return False
-        return _close(slim, self.slimmer.mask(kept).eval()(*inputs))
 
 
 def _rebuild(
@@ -262,18 +300,22 @@ def _rebuild(
 
 
 def _close(a: Any, b: Any) -> bool:
-    leaves = zip(torch.utils._pytree.tree_leaves(a), torch.utils._pytree.tree_leaves(b), strict=True)
+    leaves = zip(*([v for v in tree_leaves(x) if isinstance(v, Tensor)] for x in (a, b)), strict=True)
     return all(x.shape == y.shape and bool((x - y).abs().max() <= _rounding(x) * y.abs().max()) for x, y in leaves)
 
 
 def _rounding(x: Tensor) -> float:
     """More than rounding adds up to in a deep network, less than any channel in the wrong place makes."""
-    return min(1000 * torch.finfo(x.dtype).eps, 0.1)
+    return min(max(1000 * torch.finfo(x.dtype).eps, 1e-7), 0.1)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _noise(value: Any) -> Any:
     """Seeded noise like a floating-point example: on zeros, say, a swap of channels would go unnoticed."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not _is_float(value):
         return value
     return torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, fx, nn
 from gnnrl_gym.graph.channels import Channels, operator_name
 from gnnrl_gym.graph.groups import ChannelGroups, Ints
 from gnnrl_gym.graph.trace import Trace, module_path, shape_of
+from gnnrl_gym.pruning.attention import drop_heads, holds_heads
+from gnnrl_gym.pruning.attributes import Attributes, set_attributes
 
 
 @runtime_checkable
@@ -22,16 +25,32 @@ class HoldsChannelPadding(Protocol):
     def set_channel_padding(self, front: int, back: int) -> None: ...
 
 
+@runtime_checkable
+class HoldsSplitSizes(Protocol):
+    """A module whose forward splits channels by sizes that it keeps as an attribute; `slim` updates them."""
+
+    def set_split_sizes(self, sizes: Sequence[int]) -> None: ...
+
+
 class Slimmer:
     """Cuts a network down to the units that are kept.
 
     Args:
         model: the dense network; never changed.
         trace, channels, groups: what the graph side found in it.
+        attributes: integer attributes of its modules that hold a number of channels.
     """
 
-    def __init__(self, model: nn.Module, trace: Trace, channels: Channels, groups: ChannelGroups) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        channels: Channels,
+        groups: ChannelGroups,
+        attributes: Attributes | None = None,
+    ) -> None:
         self.model, self.trace, self.channels, self.groups = model, trace, channels, groups
+        self.attributes = attributes or {}
         self._dims: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
         for (name, dim), owner in groups.owner.items():
             if (owner >= 0).any():
@@ -58,6 +77,7 @@ class Slimmer:
         model = copy.deepcopy(self.model, memo)
         self._resize_modules(model)
         edit_literals(model, self.trace, self.channels, self.groups, kept)
+        set_attributes(model, self.attributes, self.channels, self.groups, kept)
         return model
 
     def _cut(self, name: str, tensor: Tensor, kept: np.ndarray) -> Tensor:
@@ -87,31 +107,47 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _resize(module: nn.Module, outputs_per_group: int | None) -> None:
-    """Bring the size attributes of a torch.nn layer in line with its tensors."""
+def _resize(module: nn.Module, per_group: int | None) -> None:
+    """Bring the size attributes of a torch.nn layer in line with its tensors; `per_group` entries of a grouped
+    convolution's first dimension are one convolution group."""
     if isinstance(module, nn.modules.conv._ConvNd):
-        module.out_channels = module.weight.shape[0]
-        if outputs_per_group is not None:
-            module.groups = module.out_channels // outputs_per_group
-        module.in_channels = module.weight.shape[1] * module.groups
+        first, second = module.weight.shape[:2]
+        if per_group is not None:
+            module.groups = first // per_group
+        sizes = (first, second * module.groups)
+        module.out_channels, module.in_channels = sizes[::-1] if module.transposed else sizes
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         tensor = module.weight if module.weight is not None else module.running_mean
         module.num_features = len(tensor) if tensor is not None else module.num_features
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
 
 
 # ---- literals: numbers of channels that stand in a forward ------------------------------------------------------
 
 
+SPLITS = ("split", "split_with_sizes")
+_CUTS = ("slice", *SPLITS)  # their literals count the channels of what they cut
+
+
 def literal_home(model: nn.Module, path: str) -> str:
-    """Who keeps a literal that stands in module `path`: "attribute" (the module updates it), "resized" (a torch.nn
-    convolution, whose groups are), "traced" (a foreign module without parameters, replaced by its traced graph), or
-    "code" (nobody can change it: it must be computed from shapes, which a probe checks)."""
+    """Who keeps a literal that stands in module `path`:
+
+    * "attribute": the module updates it.
+    * "resized": a torch.nn convolution, whose groups are, or a norm.
+    * "heads": an attention module of torch or torchvision, which becomes one of fewer heads.
+    * "traced": a foreign module without parameters, replaced by its traced graph.
+    * "code": nobody for sure. It must be computed from shapes, or from an attribute that is found by its value
+      (`gnnrl_gym.pruning.attributes`); a probe checks that.
+    """
     module = model.get_submodule(path)
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if path and holds_heads(module):
+        return "heads"
+    if isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)):
         return "resized"
-    if isinstance(module, HoldsChannelPadding):
+    if isinstance(module, (HoldsChannelPadding, HoldsSplitSizes)):
         return "attribute"
     own_tensors = next(iter(_named_tensors(module)), None)
     return "traced" if path and own_tensors is None and not _adapts(module) else "code"
@@ -125,17 +161,33 @@ def edit_literals(model: nn.Module, trace: Trace, channels: Channels, groups: Ch
     """Bring the channel literals of `model` (already slim) in line with the `kept` units."""
     sites: dict[str, list[fx.Node]] = defaultdict(list)
     for node in channels.literals:
-        if node in groups.values and (groups.values[node][1] >= 0).any():
+        counted = node.all_input_nodes[0] if operator_name(node) in _CUTS else node
+        if counted in groups.values and (groups.values[counted][1] >= 0).any():
             sites[module_path(node)].append(node)
     for path, nodes in sites.items():
         home = literal_home(model, path)
-        if home == "attribute":
-            front, back = _padding(nodes[0], groups, kept)
-            holder = model.get_submodule(path)
-            assert isinstance(holder, HoldsChannelPadding)
-            holder.set_channel_padding(front, back)
-        elif home == "traced":
+        if home == "traced":
             model.set_submodule(path, _traced_module(trace, path, nodes, groups, kept))
+        elif home == "heads":
+            drop_heads(model.get_submodule(path))
+        else:
+            _update_attributes(model.get_submodule(path), nodes[0], groups, kept)
+
+
+def _update_attributes(module: nn.Module, node: fx.Node, groups: ChannelGroups, kept: np.ndarray) -> None:
+    if isinstance(module, HoldsChannelPadding):
+        module.set_channel_padding(*_padding(node, groups, kept))
+    elif isinstance(module, HoldsSplitSizes):
+        module.set_split_sizes(_split_sizes(node, groups, kept))
+    elif isinstance(module, nn.modules.batchnorm._NormBase):  # one without tensors, see _resize
+        module.num_features = int(_stays(groups.values[node][1], kept).sum())
+
+
+def _split_sizes(node: fx.Node, groups: ChannelGroups, kept: np.ndarray) -> list[int]:
+    """Kept channels in each part of a split."""
+    dim, owner = groups.values[node.all_input_nodes[0]]
+    ends = np.cumsum([part.shape[dim] for part in node.meta["val"]])
+    return [int(part.sum()) for part in np.split(_stays(owner, kept), ends[:-1])]
 
 
 def _padding(node: fx.Node, groups: ChannelGroups, kept: np.ndarray) -> tuple[int, int]:
@@ -163,6 +215,8 @@ def _traced_module(
         copies[node] = last = graph.node_copy(node, lambda n: copies[n])
         if node in literals:
             copies[node].args = _edited(node, copies[node].args, groups, kept)
+            if operator_name(node) == "split":  # parts of one size, which they are no more
+                copies[node].target = torch.ops.aten.split_with_sizes.default
     assert last is not None
     graph.output(last)
     return fx.GraphModule({}, graph)
@@ -170,17 +224,22 @@ def _traced_module(
 
 def _edited(node: fx.Node, args: Any, groups: ChannelGroups, kept: np.ndarray) -> tuple[Any, ...]:
     """`args` of the copied `node` with the numbers that the `kept` units make true."""
+    args = list(args)
+    if operator_name(node) in SPLITS:
+        return args[0], _split_sizes(node, groups, kept), *args[2:]
+    if operator_name(node) == "slice":
+        before = _stays(groups.values[node.all_input_nodes[0]][1], kept)
+        start, stop, _ = slice(*args[2:4]).indices(len(before))
+        return *args[:2], int(before[:start].sum()), int(before[:stop].sum()), *args[4:]
     dim, owner = groups.values[node]
     stays = int(_stays(owner, kept).sum())
-    args = list(args)
     if operator_name(node) in ("pad", "constant_pad_nd"):
         at = 2 * (len(shape_of(node)) - 1 - dim)
         args[1] = [*args[1][:at], *_padding(node, groups, kept), *args[1][at + 2 :]]
-    elif operator_name(node) == "slice":
-        before = _stays(groups.values[node.all_input_nodes[0]][1], kept)
-        start = int(before[: int(args[2] or 0)].sum())
-        args[2:4] = [start, start + stays]
     elif operator_name(node) in ("view", "reshape", "_unsafe_view"):
-        args[1] = [-1, *args[1][1:]]  # the batch is free
+        args[1] = [-1, *shape_of(node)[1:]]  # the batch is free
         args[1][dim] = stays
+    elif operator_name(node) == "unflatten":
+        first = args[1] % (len(shape_of(node)) - len(args[2]) + 1)
+        args[2] = [*args[2][: dim - first], stays, *args[2][dim - first + 1 :]]
     return tuple(args)

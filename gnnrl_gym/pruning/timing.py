@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
-from gnnrl_gym.graph.channels import Channels, Product, operator_name
+from gnnrl_gym.graph.channels import Channels, Key, Product, operator_name
 from gnnrl_gym.graph.groups import ChannelGroups, Ints
 from gnnrl_gym.graph.trace import Trace
 
@@ -118,7 +118,7 @@ def _operation(
     node: fx.Node, product: Product | None, trace: Trace, channels: Channels, groups: ChannelGroups
 ) -> Operation:
     factors = product.factors if product else ()
-    written = factors[0][0] if len(factors) == 2 else None  # the weight whose dimensions are two different axes
+    written = factors[0] if len(factors) == 2 else None  # of the weight whose dimensions are two different axes
     operands = {n: _operand(n, i, written, trace, groups) for i, n in enumerate(node.all_input_nodes)}
     if written:
         owners = [groups.owner[factors[1]], groups.owner[factors[0]]]
@@ -140,7 +140,7 @@ def _channels_of(node: fx.Node, factors: tuple[Any, ...], groups: ChannelGroups)
     return scaled[0] if scaled else np.full(1, -1)
 
 
-def _operand(node: fx.Node, place: int, written: str | None, trace: Trace, groups: ChannelGroups) -> Operand:
+def _operand(node: fx.Node, place: int, written: Key | None, trace: Trace, groups: ChannelGroups) -> Operand:
     value = node.meta["val"]
     name = trace.tensors.get(node.name)
     if name is None:
@@ -148,8 +148,8 @@ def _operand(node: fx.Node, place: int, written: str | None, trace: Trace, group
         axes: Axes = ((dim, 0),) if (owner >= 0).any() else ()
         return Operand(tuple(value.shape), value.dtype, axes, f"activation {place}")
     owned = [d for d in range(value.dim()) if (name, d) in groups.owner and (groups.owner[name, d] >= 0).any()]
-    # what a weight reads lies along its dimension 1; the rest, and a bias, along what it writes
-    axes = tuple((d, int(written is not None and (name != written or d == 0))) for d in owned)
+    # a weight has one dimension along what it writes, another along what it reads; a bias lies along what is written
+    axes = tuple((d, int(written is not None and (name != written[0] or d == written[1]))) for d in owned)
     return Operand(tuple(value.shape), value.dtype, axes, name)
 
 

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
+from gnnrl_gym.zoo.early import EARLY
 from gnnrl_gym.zoo.resnet import CifarResNet
 from gnnrl_gym.zoo.state_dicts import load_into, read_state_dict
 
@@ -27,7 +28,7 @@ _CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "re
 
 def model_names() -> list[str]:
     """All names that ``load_model`` takes."""
-    return [DIGITS, *_CIFAR_DEPTHS, *torchvision.models.list_models(module=torchvision.models)]
+    return [DIGITS, *_CIFAR_DEPTHS, *EARLY, *torchvision.models.list_models(module=torchvision.models)]
 
 
 def load_model(
@@ -40,7 +41,8 @@ def load_model(
     """Builds a network by name, in eval mode, on the CPU.
 
     Args:
-        name: ``digits-resnet``, ``resnet20/32/44/56/110`` (for 32x32 images), or a torchvision model.
+        name: ``digits-resnet``, ``resnet20/32/44/56/110`` (for 32x32 images), ``cnn-4`` (likewise), ``mlp-300-100``
+            (for 28x28), or a torchvision model.
         weights: a file with a state dict; the name of a torchvision weights entry, such as ``"DEFAULT"``
             (torchvision downloads it); ``"random"``; or None, which means the shipped weights for
             ``digits-resnet`` and random ones for all others.
@@ -56,8 +58,10 @@ def load_model(
         FileNotFoundError: if the weights file is absent, or a download fails.
     """
     _check_name(name)
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+        raise ValueError(f"num_classes must be at least 1 and whole, got {num_classes!r}")
+    if not isinstance(weights, (str, os.PathLike, type(None))):
+        raise ValueError(f"weights is a file, the name of an entry, or 'random', got a {type(weights).__name__}")
     if weights is None:
         weights = DIGITS_WEIGHTS if name == DIGITS else RANDOM
     if weights == RANDOM:
@@ -80,6 +84,8 @@ def input_shape_for(name: str) -> tuple[int, int, int]:
     _check_name(name)
     if name == DIGITS:
         return (1, 8, 8)
+    if name in EARLY:
+        return EARLY[name].input_shape
     if name in _CIFAR_DEPTHS:
         return (3, 32, 32)
     return (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
@@ -88,7 +94,7 @@ def input_shape_for(name: str) -> tuple[int, int, int]:
 def _check_name(name: str) -> None:
     names = model_names()
     if name not in names:
-        near = difflib.get_close_matches(name.lower(), names, n=5, cutoff=0.5) or names[:8]
+        near = difflib.get_close_matches(str(name).lower(), names, n=5, cutoff=0.5) or names[:8]
         raise ValueError(f"no model is named {name!r}; near it: {', '.join(near)}")
 
 
@@ -98,6 +104,8 @@ def _build(name: str, num_classes: int | None, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         if name == DIGITS:
             return CifarResNet(DIGITS_DEPTH, num_classes or 10, DIGITS_WIDTHS, in_channels=1)
+        if name in EARLY:
+            return EARLY[name].build(num_classes or 10)
         if name in _CIFAR_DEPTHS:
             return CifarResNet(_CIFAR_DEPTHS[name], num_classes or 10)
         options: dict[str, Any] = {"num_classes": num_classes or 1000}
@@ -111,7 +119,7 @@ def _torchvision_entry(name: str, weights: str | os.PathLike[str]) -> Any | None
     text = os.fspath(weights)
     if Path(text).exists() or Path(text).suffix or os.sep in text:
         return None  # a path; should it be absent, reading it says so
-    if name == DIGITS or name in _CIFAR_DEPTHS:
+    if name == DIGITS or name in (*_CIFAR_DEPTHS, *EARLY):
         raise ValueError(f"{name} has no weights entry {text!r}; pass a file with a state dict, or 'random'")
     entries = torchvision.models.get_model_weights(name)
     # Not `in entries`: aliases such as DEFAULT are members only by name.

@@ -18,6 +18,7 @@ from torch import Tensor
 from gnnrl_gym.zoo.split import FileImages, ImageSource, MemoryImages
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
+_MOST_CLASSES = 1_000_000  # the last layer has a row for each: a label that is no label would fill all memory
 
 TORCHVISION: dict[str, Any] = {
     "cifar10": torchvision.datasets.CIFAR10,
@@ -51,10 +52,11 @@ def read_npz(path: Path) -> tuple[Labelled, Labelled]:
         ValueError: if the file is broken, lacks one of them, or one is not of the form that it must have.
     """
     try:
-        with np.load(path) as file:
-            arrays = {key: file[key] for key in _KEYS if key in file}
+        arrays = _arrays(path)
     except Exception as error:  # zip, zlib, lzma and numpy each have errors of their own for broken files
-        raise ValueError(f"{str(path)!r} is not a .npz file that can be read ({error})") from error
+        # numpy's own words would advise to load the objects
+        reason = "it holds Python objects, which were not loaded" if "pickle" in str(error) else error
+        raise ValueError(f"{str(path)!r} is not a .npz file that can be read ({reason})") from error
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
         raise ValueError(f"{str(path)!r} has no {', '.join(missing)}; it must have {', '.join(_KEYS)}")
@@ -62,6 +64,14 @@ def read_npz(path: Path) -> tuple[Labelled, Labelled]:
         return _checked(arrays)
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    file = np.load(path, allow_pickle=False)  # a pickle may hold code
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array")
+    with file:
+        return {key: file[key] for key in _KEYS if key in file}
 
 
 def read_torchvision(name: str, root: Path, download: bool) -> tuple[Labelled, Labelled]:
@@ -114,18 +124,13 @@ def _class_folders(path: Path, image_size: int) -> tuple[Labelled, list[str]]:
 
 
 def _checked(arrays: dict[str, NDArray[Any]]) -> tuple[Labelled, Labelled]:
-    train, test = (
-        Labelled(MemoryImages(_images(arrays, part)), _labels(arrays, part)) for part in ("train", "test")
-    )
+    train, test = (Labelled(MemoryImages(_images(arrays, part)), _labels(arrays, part)) for part in ("train", "test"))
     if train.images.shape != test.images.shape:
         raise ValueError(
-            f"the images of x_train and x_test differ in shape (C, H, W): {train.images.shape} "
-            f"and {test.images.shape}"
+            f"the images of x_train and x_test differ in shape (C, H, W): {train.images.shape} and {test.images.shape}"
         )
     if test.labels.max() > train.labels.max():
-        raise ValueError(
-            f"y_test has the label {int(test.labels.max())}, y_train none above {int(train.labels.max())}"
-        )
+        raise ValueError(f"y_test has the label {int(test.labels.max())}, y_train none above {int(train.labels.max())}")
     return train, test
 
 
@@ -150,4 +155,6 @@ def _labels(arrays: dict[str, NDArray[Any]], part: str) -> Tensor:
         raise ValueError(f"x_{part} has {len(images)} images, but {key} has {len(labels)} labels")
     if labels.min() < 0:
         raise ValueError(f"{key} has a negative label: {labels.min()}")
+    if labels.max() >= _MOST_CLASSES:
+        raise ValueError(f"{key} has the label {labels.max()}: number the classes from 0, below {_MOST_CLASSES:,}")
     return torch.from_numpy(labels.astype(np.int64))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+# What DataParallel and torch.compile put in front of every name.
+_PREFIXES = ("module.", "_orig_mod.")
 # Heads that only training uses; torchvision's files hold them, our networks don't.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _SHOWN = 3
@@ -17,8 +21,8 @@ _SHOWN = 3
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads a state dict without running any code that the file may hold.
 
-    A dict with the state dict under the key ``state_dict`` is unwrapped, and the ``module.`` prefix that
-    ``DataParallel`` leaves is taken off.
+    A dict with the state dict under the key ``state_dict`` is unwrapped, and the prefixes that ``DataParallel``
+    (``module.``) and ``torch.compile`` (``_orig_mod.``) leave are taken off.
 
     Args:
         path: a file written by ``torch.save(model.state_dict(), path)``.
@@ -31,6 +35,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ValueError: if the file holds anything but a state dict.
     """
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"{str(path)!r} is a folder; pass the weights file in it")
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {str(path)!r}")
     content = _load_safely(path)
@@ -38,16 +44,27 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content or not all(map(_is_entry, content.items())):
         raise ValueError(_no_state_dict(path, f"it holds {_describe(content)}"))
-    wrapped = all(key.startswith("module.") for key in content)
-    return {key.removeprefix("module.") if wrapped else key: value for key, value in content.items()}
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return dict(content)
 
 
 def _load_safely(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes are, an unpickler may raise anything on them
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(_no_state_dict(path, reason)) from error
+        raise ValueError(_no_state_dict(path, why_unreadable(error))) from error
+
+
+def why_unreadable(error: Exception) -> str:
+    """One line on why ``torch.load(weights_only=True)`` failed, without its advice to load unsafely."""
+    if code := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it holds {code[1]}, which is no tensor and was not run"
+    lines = str(error).strip().splitlines()
+    if isinstance(error, pickle.UnpicklingError) or not lines:
+        return f"it is no file of tensors, or damaged: {type(error).__name__}"
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _no_state_dict(path: Path, reason: str) -> str:
@@ -76,7 +93,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Non
         source: where the tensors come from, for the messages.
 
     Raises:
-        ValueError: if names are missing or unexpected, or shapes differ; ``model`` is then unchanged.
+        ValueError: if names are missing or unexpected, shapes or kinds of numbers differ, or a parameter is not
+            finite; ``model`` is then unchanged.
     """
     own = model.state_dict()
     given = {key: value for key, value in state.items() if key in own or not key.startswith(_AUXILIARY)}
@@ -95,12 +113,32 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Non
     ]
     if problems:
         raise ValueError(f"the weights in {source} are of another network; tensors {'; '.join(problems)}")
+    _check_values(model, own, given, source)
     model.load_state_dict(given)
 
 
-def _check_classes(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], misfits: list[str], source: str
-) -> None:
+def _check_values(model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+    """Tensors that would be copied with an error from deep inside, or silently into a broken network."""
+    other = [f"{key} ({_kind(value)})" for key, value in given.items() if not _copies(value, own[key])]
+    if other:
+        raise ValueError(f"the weights in {source} hold other kinds of tensors than the network: {_some(other)}")
+    # a buffer may well hold infinities: an attention mask does
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    bad = [k for k, v in given.items() if not bool(torch.isfinite(v).all() if k in parameters else (v == v).all())]
+    if bad:
+        raise ValueError(f"the weights in {source} hold NaN or infinity: {_some(bad)}")
+
+
+def _copies(value: Tensor, own: Tensor) -> bool:
+    plain = value.layout == own.layout and not value.is_meta and value.is_quantized == own.is_quantized
+    return plain and value.is_complex() == own.is_complex() and value.is_floating_point() == own.is_floating_point()
+
+
+def _kind(value: Tensor) -> str:
+    return "no data, on the meta device" if value.is_meta else f"{value.dtype}, {value.layout}"
+
+
+def _check_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], misfits: list[str], source: str) -> None:
     """The commonest misfit, so it gets a message of its own: only the last layer has another size."""
     last = [key for key in own if key.endswith(".weight")][-1]
     head = {last, last.removesuffix("weight") + "bias"}

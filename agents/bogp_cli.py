@@ -1,0 +1,53 @@
+"""`gnnrl bogp`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from agents.bogp import bogp as run_bogp
+from agents.bogp_record import Question, report
+from gnnrl_gym.relational.masks import SCOPES
+
+
+def bogp(
+    model: Annotated[str, typer.Option(help="mlp-H1-H2-..., or any model name of `gnnrl search`.")] = "mlp-64-64",
+    data: Annotated[str, typer.Option(help="Data name, .npz file or image folder.")] = "digits",
+    density: Annotated[float, typer.Option(help="Share of the weights that stays.")] = 0.25,
+    scope: Annotated[str, typer.Option(help=f"Of which weights: {', '.join(SCOPES)}.")] = "hidden",
+    nodes: Annotated[int, typer.Option(help="Nodes of a relational graph.")] = 16,
+    pool_size: Annotated[int, typer.Option(help="Graphs to choose from.")] = 64,
+    evaluations: Annotated[int, typer.Option(help="Graphs that each search may train and score.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Of the training behind an evaluation.")] = 5,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="Of SGD.")] = 5e-4,
+    shift: Annotated[int, typer.Option(help="Pixels by which training images are shifted at random.")] = 0,
+    train_seeds: Annotated[int, typer.Option(help="Trainings behind an evaluation.")] = 1,
+    final_epochs: Annotated[int, typer.Option(help="Of the training at the end; the last one counts.")] = 20,
+    final_seeds: Annotated[int, typer.Option(help="Trainings of each graph at the end.")] = 3,
+    controls: Annotated[int, typer.Option(help="Random graphs of the pool that are trained beside.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the pool and the searches.")] = 0,
+    device: Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/bogp-MODEL-TIME]")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run in --out.")] = False,
+) -> None:
+    """Find the relational graph whose sparse masks train best, by Bayesian optimisation; train and report it."""
+    question = Question(
+        model, data, density, scope, nodes, pool_size, epochs, learning_rate, weight_decay, shift,
+        train_seeds, evaluations, seed, final_epochs, final_seeds, controls,
+    )  # fmt: skip
+    if resume and out is None:
+        raise ValueError("--resume needs --out, the run folder to go on with.")
+    folder = out or Path("runs") / f"bogp-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        result = run_bogp(question, folder, device, progress=True, resume=resume)
+    except ImportError as error:  # BoTorch is an extra: said in a sentence
+        raise ValueError(str(error)) from error
+    console = Console()
+    console.print(Markdown(report(result)))
+    console.print(f"run folder: {folder}")

@@ -1,0 +1,71 @@
+"""`gnnrl early`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import gymnasium as gym
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import gnnrl_gym  # noqa: F401  (registers the environments)
+from agents.early import METHODS, default_recipe
+from agents.early import early as run_early
+from agents.results import SearchResult
+from gnnrl_gym.evaluation.objectives import OBJECTIVES
+from gnnrl_gym.zoo.early import EARLY
+from gnnrl_gym.zoo.models import DIGITS
+
+console = Console()
+SPARSITY = 0.5
+
+
+def early(
+    model: Annotated[str, typer.Option(help=f"{', '.join(EARLY)}, or any other that `gnnrl search` takes.")] = DIGITS,
+    data: Annotated[str | None, typer.Option(help="Data name, .npz file or image folder. [default: digits]")] = None,
+    method: Annotated[str, typer.Option(help=f"What chooses: {', '.join(METHODS)}.")] = "annealing",
+    sparsity: Annotated[float | None, typer.Option(help="Share of the units that go. [default: 0.5; dense: 0]")] = None,
+    objective: Annotated[str, typer.Option(help=f"What scores a mask: {', '.join(OBJECTIVES)}.")] = "untrained",
+    granularity: Annotated[str | None, typer.Option(help="channels or unstructured. [default: the model's]")] = None,
+    evaluations: Annotated[int, typer.Option(help="Masks that may be scored.")] = 1000,
+    epochs: Annotated[int | None, typer.Option(help="Of training afterwards. [default: the model's]")] = None,
+    weights: Annotated[str | None, typer.Option(help="For pretrained: a state dict, instead of training here.")] = None,
+    pretrain_epochs: Annotated[int, typer.Option(help="Of the dense network, for pretrained.")] = 2,
+    proxy_steps: Annotated[int, typer.Option(help="Of the masked network, for proxy.")] = 200,
+    search_images: Annotated[int, typer.Option(help="Images of the search split that score a mask.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the initial weights, the search and the training.")] = 0,
+    control: Annotated[bool, typer.Option(help="Train random units with the same counts per layer too.")] = True,
+    device: Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/MODEL-early-METHOD-TIME]")] = None,
+) -> None:
+    """Prune a network before training: search a mask, prune, rewind to the initial weights, train, test."""
+    if data is None and model != DIGITS:
+        raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
+    share = sparsity if sparsity is not None else (0.0 if method == "dense" else SPARSITY)
+    folder = out or Path("runs") / f"{model}-early-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    env = gym.make(
+        "GNNRL-Mask-v0", model=model, data=data or "digits", sparsity=share, objective=objective,
+        granularity=granularity, init_seed=seed, weights=weights, pretrain_epochs=pretrain_epochs,
+        proxy_steps=proxy_steps, search_images=search_images, device=device,
+    )  # fmt: skip
+    recipe = default_recipe(env.unwrapped).of(epochs=epochs)  # type: ignore[arg-type]
+    _show(run_early(env, method, evaluations, seed, folder, recipe, control, progress=True))
+
+
+def _show(result: SearchResult) -> None:
+    table = Table("", "share", title=f"{result.model}, {result.method}: {result.budget:.1%} of its units stay")
+    rows = {
+        "MACs": result.macs_ratio,
+        "parameters": result.params_ratio,
+        "search accuracy": result.search_accuracy,
+        "test accuracy, untrained": result.untrained_accuracy,
+        "test accuracy, trained": result.test_accuracy,
+        "control: random units, same counts": result.control_accuracy,
+    }
+    for name, value in rows.items():
+        table.add_row(name, "" if value is None else f"{value:.2%}")
+    console.print(table)
+    console.print(f"run folder: {result.out}")

@@ -1,0 +1,156 @@
+"""Actors and critics on graphs for DDPG, TD3 and SAC: one action component per decision node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
+from stable_baselines3.sac.policies import Actor as SACActor
+from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.td3.policies import Actor as TD3Actor
+from stable_baselines3.td3.policies import TD3Policy
+from torch import Tensor, nn
+
+from agents.gnn import MultiStageGNN, split_features
+
+PLACE = 8  # width of what is learned about a decision position
+
+
+class NodeActor(nn.Module):
+    """One number per decision node, from its embedding and that of the whole graph.
+
+    Args:
+        hidden: width H of an embedding.
+        decisions: D.
+        arch, activation: hidden layers, shared by all nodes.
+        start: what the untrained network answers, nearly; padding always.
+        node_bias: a free offset per decision position.
+    """
+
+    def __init__(
+        self, hidden: int, decisions: int, arch: list[int], activation: type[nn.Module], start: float, node_bias: bool
+    ) -> None:
+        super().__init__()
+        self.hidden, self.start = hidden, start
+        self.net = nn.Sequential(*create_mlp(2 * hidden, 1, arch, activation))
+        self.offset = nn.Parameter(torch.zeros(decisions), requires_grad=node_bias)
+        last = self.net[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.orthogonal_(last.weight, 0.01)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] from features [B, (D + 1) * H]."""
+        nodes, whole = split_features(features, self.hidden)
+        found = self.net(torch.cat([nodes, whole[:, None].expand_as(nodes)], dim=2)).squeeze(2)
+        return self.start + (found + self.offset).where(real_decisions(nodes), 0.0)
+
+
+class NodeCritic(nn.Module):
+    """The value of an action: every decision node is read with its component, then their mean with the whole graph.
+
+    Args:
+        hidden, decisions, arch, activation, node_bias: as in `NodeActor`; with `node_bias` a node is also told by its
+            position.
+    """
+
+    def __init__(
+        self, hidden: int, decisions: int, arch: list[int], activation: type[nn.Module], node_bias: bool
+    ) -> None:
+        super().__init__()
+        self.hidden, self.decisions = hidden, decisions
+        self.place = nn.Parameter(torch.randn(decisions, PLACE) * node_bias, requires_grad=node_bias)
+        self.node = nn.Sequential(*create_mlp(hidden + PLACE + 1, -1, arch, activation))
+        width = [hidden + PLACE + 1, *arch][-1]
+        self.value = nn.Sequential(*create_mlp(width + hidden, 1, arch, activation))
+
+    def forward(self, features_and_actions: Tensor) -> Tensor:
+        """Values [B, 1] from features and actions, [B, (D + 1) * H + D]: what the critic of the library hands on."""
+        features, actions = features_and_actions.tensor_split([-self.decisions], dim=1)
+        nodes, whole = split_features(features, self.hidden)
+        place = self.place.expand(len(nodes), -1, -1)
+        read = self.node(torch.cat([nodes, place, actions[:, :, None]], dim=2))
+        real = real_decisions(nodes)[:, :, None]
+        mean = read.where(real, 0.0).sum(1) / real.sum(1).clamp(min=1)
+        return self.value(torch.cat([mean, whole], dim=1))
+
+
+def real_decisions(nodes: Tensor) -> Tensor:
+    """Which decisions [B, D] are no padding, from their embeddings [B, D, H]: those of padding are exactly zero."""
+    return (nodes != 0).any(2)
+
+
+class _GraphNetworks:
+    """Puts the networks above in the place of a policy's own.
+
+    Args:
+        node_bias: decision positions differ in more than their features. Only sensible where the network to prune is
+            always the same.
+        initial_mean: action of the untrained policy, in (-1, 1).
+        others: as in the policies of Stable-Baselines3.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        net_arch: list[int] | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] = MultiStageGNN,
+        node_bias: bool = False,
+        initial_mean: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        self.node_bias, self.initial_mean = node_bias, initial_mean
+        arch = [64] if net_arch is None else net_arch
+        super().__init__(*args, net_arch=arch, features_extractor_class=features_extractor_class, **kwargs)  # type: ignore[call-arg]
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        critic: ContinuousCritic = super().make_critic(features_extractor)  # type: ignore[misc]
+        for index in range(critic.n_critics):
+            hidden, decisions, arch, activation = self._sizes(critic)
+            network = NodeCritic(hidden, decisions, arch, activation, self.node_bias).to(critic.device)
+            critic.add_module(f"qf{index}", network)
+            critic.q_networks[index] = network  # type: ignore[call-overload]
+        return critic
+
+    def _node_actor(self, actor: Any, start: float) -> NodeActor:
+        return NodeActor(*self._sizes(actor), start, self.node_bias).to(actor.device)
+
+    def _sizes(self, network: Any) -> tuple[int, int, list[int], type[nn.Module]]:
+        return network.features_extractor.hidden, network.action_space.shape[0], self.net_arch, self.activation_fn  # type: ignore[attr-defined]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        own = {"node_bias": self.node_bias, "initial_mean": self.initial_mean}
+        return {**super()._get_constructor_parameters(), **own}  # type: ignore[misc]
+
+    def _start(self) -> float:
+        """The initial mean before the squashing."""
+        return float(torch.atanh(torch.tensor(self.initial_mean)))
+
+
+class GraphTD3Policy(_GraphNetworks, TD3Policy):
+    """Deterministic policy for DDPG and TD3 on the observations of `gnnrl_gym.wrappers.PadGraph`."""
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
+        actor = super().make_actor(features_extractor)
+        actor.mu = nn.Sequential(self._node_actor(actor, self._start()), nn.Tanh())
+        return actor
+
+
+class GraphSACPolicy(_GraphNetworks, SACPolicy):
+    """Squashed Gaussian policy for SAC on the observations of `gnnrl_gym.wrappers.PadGraph`.
+
+    Args:
+        log_std_init: log standard deviation of the untrained policy, before the squashing.
+    """
+
+    def __init__(self, *args: Any, log_std_init: float = -0.7, **kwargs: Any) -> None:
+        super().__init__(*args, log_std_init=log_std_init, **kwargs)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
+        actor = super().make_actor(features_extractor)
+        actor.latent_pi = nn.Sequential()  # the heads read the features
+        actor.mu = self._node_actor(actor, self._start())
+        actor.log_std = self._node_actor(actor, actor.log_std_init)  # type: ignore[assignment]
+        return actor

@@ -1,0 +1,184 @@
+"""Pruning before training: what each way to choose the mask is worth, with the control that settles it beside it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from tqdm import tqdm
+
+from agents.early import early
+from agents.results import RESULT, SearchResult
+from benchmarks.registry import Benchmark, Options, markdown_table
+from gnnrl_gym.evaluation.training import RECIPES
+
+MLP, CNN = "mlp-300-100", "cnn-4"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One way to choose a mask. `evaluations`: None for as many as the benchmark is given. `late`: after all others."""
+
+    method: str
+    sparsity: float
+    objective: str = "untrained"
+    evaluations: int | None = 1
+    late: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its run folders, without the seed."""
+        budget = "" if self.evaluations is None else f"-{self.evaluations}"
+        return f"{self.sparsity:g}-{self.method}-{self.objective}{budget}"
+
+
+DENSE = Job("dense", 0.0)
+# in the order of what they are needed for: an interrupted benchmark has the first ones
+JOBS = {
+    MLP: [
+        DENSE,
+        Job("random", 0.9),
+        Job("annealing", 0.9, evaluations=None),
+        Job("snip", 0.9),
+        Job("lottery", 0.9, "pretrained"),  # the dense run is its training
+        Job("random", 0.9, evaluations=None, late=True),
+    ],
+    CNN: [
+        DENSE,
+        *(
+            job
+            for sparsity in (0.5, 0.7)
+            for job in (
+                Job("random", sparsity),
+                Job("annealing", sparsity, "pretrained", None),
+                Job("annealing", sparsity, "untrained", None),
+            )
+        ),
+        *(Job("reinforce", sparsity, "pretrained", None) for sparsity in (0.5, 0.7)),
+        *(Job("magnitude", sparsity, "pretrained", late=True) for sparsity in (0.5, 0.7)),
+        *(Job("snip", sparsity, late=True) for sparsity in (0.5, 0.7)),
+    ],
+}
+SEARCH_IMAGES = {MLP: 6000, CNN: 1000}
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Every job and seed is a run folder; those that are finished are not run again. After Ctrl-C the record holds
+    what is finished, and says what is missing."""
+    model = options.model or MLP
+    if model not in JOBS:
+        raise ValueError(f"early-pruning knows {', '.join(JOBS)}, not {model!r}.")
+    base = options.runs / f"early-{model}-{options.evaluations}"
+    seeds = range(options.seed, options.seed + options.seeds)
+    jobs = [(job, seed) for late in (False, True) for seed in seeds for job in JOBS[model] if job.late == late]
+    try:
+        _run_all([(job, seed) for job, seed in jobs if not _finished(base, job, seed)], options, model, base)
+    except KeyboardInterrupt:
+        print("Stopped: the record holds the runs that are finished.")
+    done = [(job, seed) for job, seed in jobs if _finished(base, job, seed)]
+    return {
+        "model": model,
+        "evaluations": options.evaluations,
+        "threads_per_run": 1,
+        "recipe": RECIPES[model].record(),
+        "missing": [f"{job.name}-{seed}" for job, seed in jobs if (job, seed) not in done],
+        "rows": [_row(_folder(base, job, seed)) for job, seed in done],
+    }
+
+
+def _run_all(jobs: list[tuple[Job, int]], options: Options, model: str, base: Path) -> None:
+    if options.workers == 1:
+        torch.set_num_threads(1)
+        for job, seed in tqdm(jobs, unit="run", disable=None):
+            _run(options, model, job, seed, base)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, mp_context=context, initializer=_one_thread) as pool:
+        # the dense networks first: others start from their weights
+        for wave in ([j for j in jobs if j[0] == DENSE], [j for j in jobs if j[0] != DENSE]):
+            pending = [pool.submit(_run, options, model, job, seed, base) for job, seed in wave]
+            for done in tqdm(as_completed(pending), total=len(pending), unit="run", disable=None):
+                done.result()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _folder(base: Path, job: Job, seed: int) -> Path:
+    return base / f"{job.name}-{seed}"
+
+
+def _finished(base: Path, job: Job, seed: int) -> bool:
+    return (_folder(base, job, seed) / RESULT).is_file()
+
+
+def _run(options: Options, model: str, job: Job, seed: int, base: Path) -> None:
+    folder = _folder(base, job, seed)
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+    trained = _folder(base, DENSE, seed) / "pruned.pt"
+    env = gym.make(
+        "GNNRL-Mask-v0",
+        model=model,
+        data=options.data or {MLP: "mnist", CNN: "cifar10"}[model],
+        sparsity=job.sparsity,
+        objective=job.objective,
+        init_seed=seed,
+        weights=str(trained) if job.objective == "pretrained" else None,
+        search_images=SEARCH_IMAGES[model],
+        device="cpu",
+    )
+    early(env, job.method, job.evaluations or options.evaluations, seed, folder)
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    result = SearchResult.load(folder)
+    keys = ("method", "seed", "evaluations", "macs_ratio", "params_ratio", "search_accuracy", "untrained_accuracy")
+    more = ("test_accuracy", "control_accuracy", "seconds", "widths", "machine")
+    curve = json.loads((folder / "curve.json").read_text())
+    settings = {key: result.settings[key] for key in ("sparsity", "objective")}
+    return {key: getattr(result, key) for key in keys + more} | settings | {"first_search_accuracy": curve[0]}
+
+
+def table(record: dict[str, Any]) -> str:
+    """A row per way to choose, mean and standard deviation over seeds; the control beside it."""
+    header = ["sparsity", "mask", "objective", "evaluations", "seeds", "test, untrained", "test, trained", "control"]
+    rows = []
+    for job in JOBS[record["model"]]:
+        budget = job.evaluations or record["evaluations"]
+        wanted = (job.sparsity, job.method, job.objective)
+        runs = [r for r in record["rows"] if (r["sparsity"], r["method"], r["objective"]) == wanted]
+        runs = [r for r in runs if (r["evaluations"] > 1) == (budget > 1)]
+        if not runs:
+            continue
+        keys = ("untrained_accuracy", "test_accuracy", "control_accuracy")
+        figures = [_spread([r[key] for r in runs]) for key in keys]
+        objective = job.objective if job.evaluations is None else ""
+        rows.append([f"{job.sparsity:.0%}", job.method, objective, str(budget), str(len(runs)), *figures])
+    text = markdown_table(header, rows)
+    missing = record["missing"]
+    return f"{text}\n\nNot measured yet: {', '.join(missing)}." if missing else text
+
+
+def _spread(values: list[float | None]) -> str:
+    percent = [100 * value for value in values if value is not None]
+    if len(percent) < 2:
+        return f"{percent[0]:.2f}" if percent else ""
+    return f"{statistics.mean(percent):.2f} ± {statistics.stdev(percent):.2f}"
+
+
+BENCHMARK = Benchmark(
+    "early-pruning",
+    "pruning before training: annealing, REINFORCE, SNIP, lottery tickets, and random filters with the same counts",
+    run,
+    table,
+    variant=lambda options: options.model or MLP,
+)

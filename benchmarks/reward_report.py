@@ -1,0 +1,184 @@
+"""How well the reward, measured before fine-tuning, ranks plans by their accuracy after it, and on how many images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import rankdata
+from torch import nn
+from tqdm import tqdm
+
+from agents.results import write_atomic
+from benchmarks.registry import Benchmark, Options, markdown_table
+from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.evaluation.accuracy import accuracy, logits
+from gnnrl_gym.evaluation.finetuning import finetune
+from gnnrl_gym.evaluation.precision import fitting_dtype
+from gnnrl_gym.evaluation.threads import fitting_threads
+from gnnrl_gym.zoo.models import DIGITS
+
+MEASURES = ("recalibrated accuracy", "recalibrated negative loss", "raw accuracy", "raw negative loss")
+SIZES = (100, 250, 500, 1000, 2000)
+PLANS, IMAGES, RESAMPLES = 24, 4000, 1000
+# One schedule for every plan; part of the training images is enough to close most of the gap, in under a minute.
+TRAINING: dict[str, Any] = {"epochs": 1, "learning_rate": 0.02, "schedule": "cosine"}
+TRAINING_IMAGES = 20_000
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Random plans at one budget. Each is a JSON file in the runs folder; those that are there are not made again.
+
+    Search images only measure the candidates for a reward. The test split is used for the accuracy after fine-tuning,
+    which is what this report is about, and decides nothing here. Where the weights have seen the search images in
+    their own training, as public CIFAR checkpoints have, scores on them are higher than on new ones.
+    """
+    model = options.model or DIGITS
+    made = gym.make(
+        "GNNRL-Prune-v0", model=model, weights=options.weights, data=options.data or "digits", budget=options.budget
+    )
+    made.action_space.seed(options.seed)
+    made.reset(seed=options.seed)
+    env: PruneEnv = made.unwrapped  # type: ignore[assignment]
+    folder = options.runs / f"reward-report-{model}-{options.budget:g}-{options.seed}"
+    rows = []
+    for index in tqdm(range(PLANS), unit="plan", disable=None):
+        plan = env.peek(made.action_space.sample())
+        if plan is None:
+            raise ValueError(f"budget={options.budget} is below what random plans reach: give a higher one.")
+        with fitting_threads(env.network):
+            rows.append(_row(folder / f"plan-{index}.json", env, plan, options.seed))
+    return {"model": model, "budget": options.budget, **_settings(), **correlations(rows), "rows": rows}
+
+
+def _settings() -> dict[str, Any]:
+    return {"training": TRAINING, "training_images": TRAINING_IMAGES, "search_images": IMAGES, "batch": 128}
+
+
+def _row(path: Path, env: PruneEnv, plan: np.ndarray, seed: int) -> dict[str, Any]:
+    """The measured plan [A] of a file, made where it is not there.
+
+    Raises:
+        ValueError: the file is of another plan or other settings.
+    """
+    about = {"settings": _settings(), "widths": plan.tolist()}
+    if path.is_file():
+        row: dict[str, Any] = json.loads(path.read_text())
+        if {key: row[key] for key in about} != about:
+            raise ValueError(f"{path} was made with other settings: choose another --runs.")
+        return row
+    start, network = time.perf_counter(), env.network
+    slim, scores = _scores(env, plan)
+    data = dataclasses.replace(env.data, train=env.data.train.take(TRAINING_IMAGES))
+    dtype = fitting_dtype("auto", network, env.device)
+    finetune(slim, data, seed=seed, device=env.device, dtype=dtype, **TRAINING)
+    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
+    halves = [accuracy(slim, data.test.select(part)) for part in order.tensor_split(2)]
+    row = about | {
+        "macs_ratio": network.macs(plan) / network.macs(network.widths),
+        "scores": scores,
+        "finetuned_halves": halves,  # on the two halves of the test split
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    write_atomic(path, lambda file: file.write(json.dumps(row).encode()))
+    return row
+
+
+def _scores(env: PruneEnv, plan: np.ndarray) -> tuple[nn.Module, dict[str, dict[str, list[float]]]]:
+    """The recalibrated network of a plan [A], and every measure (higher is better) on disjoint sets of every size."""
+    split = env.data.search.take(IMAGES)
+    images, labels = (tensor.to(env.device) for tensor in split.tensors())
+    images = images.contiguous(memory_format=torch.channels_last)
+    raw = env.network.slim(plan).to(env.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    recalibrated, scores = env.slim(plan), {}
+    for name, network in (("recalibrated", recalibrated), ("raw", raw)):
+        outputs = logits(network, images)
+        correct = (outputs.argmax(1) == labels).float().cpu()
+        gain = -F.cross_entropy(outputs, labels, reduction="none").cpu()
+        for measure, values in ((f"{name} accuracy", correct), (f"{name} negative loss", gain)):
+            scores[measure] = {str(size): _means(values, size) for size in SIZES if size <= len(labels)}
+    return recalibrated, scores
+
+
+def _means(values: torch.Tensor, size: int) -> list[float]:
+    """Means over the disjoint sets of `size` that `values` [N] hold."""
+    count = len(values) // size
+    return [round(float(mean), 6) for mean in values[: count * size].view(count, size).double().mean(1)]
+
+
+def correlations(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Spearman's rank correlation of every measure with the accuracy after fine-tuning.
+
+    Returns:
+        ``spearman[measure][size]``: ``mean`` over the disjoint sets of that size, ``worst`` of them, and a 90 %
+        interval of the mean from resampling the plans. ``test_halves``: how well the accuracies on one half of the
+        test images rank those on the other, a bound on what any measure could reach.
+    """
+    tuned = np.array([row["finetuned_halves"] for row in rows])  # [P, 2]
+    after, rng = tuned.mean(1), np.random.default_rng(0)
+    picks = [rng.integers(0, len(rows), len(rows)) for _ in range(RESAMPLES)]
+    found: dict[str, dict[str, Any]] = {}
+    for measure in MEASURES:
+        found[measure] = {}
+        for size in rows[0]["scores"][measure]:
+            scores = np.array([row["scores"][measure][size] for row in rows])  # [P, sets]
+            each = _spearman(scores, after)
+            mean_of = [np.mean(_spearman(scores[pick], after[pick])) for pick in picks]
+            low, high = np.quantile(mean_of, [0.05, 0.95])
+            values = {"mean": each.mean(), "worst": each.min(), "low": low, "high": high}
+            found[measure][size] = {key: round(float(value), 3) for key, value in values.items()}
+    halves = round(float(_spearman(tuned[:, :1], tuned[:, 1])[0]), 3)
+    spread = {"min": after.min(), "mean": after.mean(), "max": after.max(), "std": after.std(ddof=1)}
+    return {
+        "spearman": found,
+        "test_halves": halves,
+        "finetuned_accuracy": {key: round(float(value), 5) for key, value in spread.items()},
+    }
+
+
+def _spearman(scores: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Of each column of `scores` [P, S] with `after` [P]; a column whose plans are all equal says nothing: 0."""
+    ranks, other = _ranks(scores), _ranks(after)
+    spread = np.sqrt((ranks**2).sum(0) * (other**2).sum())
+    return np.divide(other @ ranks, spread, out=np.zeros(scores.shape[1]), where=spread > 0)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    ranks = rankdata(values, axis=0)
+    return ranks - ranks.mean(0)
+
+
+def table(record: dict[str, Any]) -> str:
+    """A row per measure, a column per number of search images."""
+    found = record["spearman"]
+    sizes = list(found[MEASURES[0]])
+    rows = [[measure, *(_cell(found[measure][size]) for size in sizes)] for measure in MEASURES]
+    after, plans = record["finetuned_accuracy"], len(record["rows"])
+    text = (
+        f"Spearman's rank correlation with the accuracy after fine-tuning: the mean over disjoint sets of search "
+        f"images, and a 90 % interval from resampling the {plans} random plans of {record['model']} at "
+        f"{record['budget']:.0%} of its MACs. Fine-tuned ({record['training']['epochs']} pass over "
+        f"{record['training_images']:,} images) they have {after['min']:.1%} to {after['max']:.1%} on the test split; "
+        f"one half of its images ranks the plans like the other with {record['test_halves']:.2f}."
+    )
+    return markdown_table(["before fine-tuning", *(f"{size} images" for size in sizes)], rows) + f"\n\n{text}"
+
+
+def _cell(value: dict[str, float]) -> str:
+    return f"{value['mean']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+
+
+BENCHMARK = Benchmark(
+    "reward-report",
+    "which reward before fine-tuning ranks plans as their accuracy after it does",
+    run,
+    table,
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}",
+)

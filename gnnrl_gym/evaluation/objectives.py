@@ -1,0 +1,115 @@
+"""What a choice of units is worth before the pruned network has been trained."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gnnrl_gym.evaluation.accuracy import PlanEvaluator
+from gnnrl_gym.evaluation.linear_chain import LinearChain
+from gnnrl_gym.evaluation.training import Recipe, train
+from gnnrl_gym.graph.groups import Floats, Ints
+from gnnrl_gym.pruning.masks import Kept, zeros_held
+from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.recalibration import recalibrate
+from gnnrl_gym.zoo import DataSplits
+
+OBJECTIVES = ("untrained", "pretrained", "proxy")
+
+
+def weights_to_score(
+    model: nn.Module, data: DataSplits, objective: str, recipe: Recipe, seed: int, device: torch.device
+) -> nn.Module:
+    """The network whose masks an objective scores: `model` itself, or for ``pretrained`` a copy of it that was trained
+    by `recipe`.
+
+    Raises:
+        ValueError: an unknown objective.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"Unknown objective {objective!r}: choose one of {', '.join(OBJECTIVES)}.")
+    return train(copy.deepcopy(model), data, recipe, seed, device) if objective == "pretrained" else model
+
+
+def proxy_of(objective: str | None, steps: int, recipe: Recipe, seed: int) -> tuple[int, Recipe, int] | None:
+    """What `ObjectiveEvaluator` trains each candidate by, if anything.
+
+    Raises:
+        ValueError: no step.
+    """
+    if objective != "proxy":
+        return None
+    if steps < 1:
+        raise ValueError(f"proxy_steps must be at least 1, got {steps}.")
+    return steps, recipe, seed
+
+
+class ObjectiveEvaluator(PlanEvaluator):
+    """Scores plans (widths [A]) or masks (bool [U]): slim -> (train a little) -> recalibrate -> accuracy.
+
+    Args:
+        network: the network with the weights that are scored (`weights_to_score`).
+        data: train split, for recalibration and the proxy's training.
+        options: of `PlanEvaluator`: the search split, `recalibration_images`, `device`, `precision`.
+        proxy: for the objective ``proxy``: how many steps of which recipe come before the score, and their seed, the
+            same for every candidate.
+    """
+
+    def __init__(
+        self, network: PrunableNetwork, data: DataSplits, *options: Any, proxy: tuple[int, Recipe, int] | None = None
+    ) -> None:
+        super().__init__(network, data.train, *options)
+        self._data, self._proxy = data, proxy
+
+    def build(self, plan: Ints | Kept) -> nn.Module:
+        """The network of a plan or mask as it is scored."""
+        kept = np.asarray(plan, np.bool_) if plan.dtype == np.bool_ else self.network.kept(plan)
+        module = self.network.slimmer.slim(kept).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self._proxy:
+            steps, recipe, seed = self._proxy
+            with zeros_held(self.network, module, kept):
+                train(module, self._data, recipe, seed, self.device, steps)
+        return recalibrate(module, self._calibration)
+
+    def prefetch(self, plans: Sequence[Ints]) -> None:
+        """As before; but networks are not trained side by side, since dropout draws from one source for all threads."""
+        if not self._proxy:
+            super().prefetch(plans)
+
+    def sensitivity(self) -> Floats:
+        """As before, of the weights as they are: nothing is trained."""
+        proxy, self._proxy = self._proxy, None
+        try:
+            return super().sensitivity()
+        finally:
+            self._proxy = proxy
+
+
+class MaskEvaluator(ObjectiveEvaluator):
+    """`ObjectiveEvaluator` of masks (bool [U]); those of a chain of linear layers are scored from the last one's."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        units = getattr(self.network.slimmer, "units", {})
+        chain = not self._proxy and self.device.type == "cpu" and LinearChain.fits(self.network.model, units)
+        self._chain = LinearChain(self.network.model, self._search) if chain else None
+
+    def score(self, plan: Ints | Kept) -> float:
+        """One evaluation: Top-1 accuracy in [0, 1] of a mask bool [U] on the search images; of equal ones the same."""
+        self.evaluations += 1
+        key = hashlib.blake2b(np.packbits(plan).tobytes(), digest_size=16).digest()
+        if key not in self._scores:
+            self._scores[key] = self._measure(plan)
+        return self._scores[key]
+
+    def _measure(self, plan: Ints | Kept) -> float:
+        if self._chain is None:
+            return super()._measure(plan)  # type: ignore[arg-type]
+        predicted = self._chain.outputs(np.asarray(plan, np.bool_)).argmax(1)
+        return int((predicted == self._labels).sum()) / len(self._labels)

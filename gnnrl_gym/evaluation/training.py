@@ -1,0 +1,130 @@
+"""Training from scratch, dense or pruned: the last epoch counts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnnrl_gym.zoo.data import DataSplits, augment
+
+WARM_UP = 0.2  # share of the steps in which the learning rate rises
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with Nesterov momentum 0.9, the learning rate rising linearly for the first fifth
+    of the steps and falling linearly to 0 in the rest.
+
+    Attributes:
+        epochs: passes over the train split. learning_rate: the highest. batch: images per step.
+        weight_decay: of all parameters.
+        shift: largest random shift of an image, in pixels, with mirror images where the data allows them; None for
+            images as they are.
+        bfloat16: whether matrix products are computed in it (autocast; weights stay float32).
+    """
+
+    epochs: int
+    learning_rate: float = 0.05
+    batch: int = 128
+    weight_decay: float = 5e-4
+    shift: int | None = None
+    bfloat16: bool = False
+
+    def of(self, **changes: Any) -> Recipe:
+        """The same with changes; those that are None are none."""
+        return replace(self, **{key: value for key, value in changes.items() if value is not None})
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+RECIPES = {
+    "mlp-300-100": Recipe(epochs=15, learning_rate=0.1, weight_decay=1e-4, shift=1),
+    "cnn-4": Recipe(epochs=6, learning_rate=0.05, shift=1, bfloat16=True),
+}
+DEFAULT = Recipe(epochs=10)
+
+
+def recipe_for(model: object) -> Recipe:
+    """The recipe of a network by name, else the general one."""
+    return RECIPES.get(model, DEFAULT) if isinstance(model, str) else DEFAULT
+
+
+def train(
+    model: nn.Module,
+    data: DataSplits,
+    recipe: Recipe,
+    seed: int = 0,
+    device: torch.device | None = None,
+    steps: int | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    """Train `model` in place on the train split.
+
+    Equal seeds give equal runs (on the CPU, with equal threads), and the global random state stays as it is.
+
+    Args:
+        steps: stop after so many batches, with the schedule drawn together to them, instead of after the epochs.
+        on_epoch: called with (epoch from 1, mean training loss) after each whole epoch.
+
+    Returns:
+        `model`, in eval mode, after the last step. No split chooses one.
+    """
+    device = device or next(model.parameters()).device
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    per_epoch = -(-len(data.train) // recipe.batch)
+    total = steps or recipe.epochs * per_epoch
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _triangle(step, total))
+    losses = []
+    with _own_randomness(seed, device):
+        for step, (images, labels) in enumerate(itertools.islice(_batches(data, recipe, seed), total), 1):
+            losses.append(_step(model, optimizer, images.to(device), labels.to(device), recipe.bfloat16))
+            schedule.step()
+            if step % per_epoch == 0 and on_epoch:
+                on_epoch(step // per_epoch, sum(losses[-per_epoch:]) / per_epoch)
+    return model.eval()
+
+
+def _triangle(step: int, total: int) -> float:
+    rising = max(WARM_UP * total, 1)
+    return min((step + 1) / rising, (total - step) / max(total - rising, 1), 1.0)
+
+
+@contextlib.contextmanager
+def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout draws from the global generators: seed them inside, put them back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _batches(data: DataSplits, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for images, labels in data.train.batches(recipe.batch, generator):
+            if recipe.shift is not None:
+                images = augment(images, generator, recipe.shift, flip=data.flip)
+            yield images, labels
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, bfloat16: bool
+) -> float:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+        outputs = model(images.contiguous(memory_format=torch.channels_last))
+    loss = F.cross_entropy(outputs.float(), labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())

@@ -1,0 +1,86 @@
+"""Numbers of channels that modules hold as integers (``self.num_heads``), found by value: `slim` brings them in line.
+
+Which attribute a literal of the graph came from can't be seen in a trace. One that equals the number is a guess, which
+`PrunableNetwork` checks by probing before it relies on it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import combinations
+
+import numpy as np
+from torch import fx, nn
+
+from gnnrl_gym.graph.channels import Channels, operator_name
+from gnnrl_gym.graph.groups import ChannelGroups, Ints
+from gnnrl_gym.graph.trace import module_path
+
+Attributes = dict[str, tuple[str, ...]]  # path of a module -> names
+
+_SIZED = ("view", "reshape", "_unsafe_view", "unflatten", "expand", "split", "split_with_sizes")
+_MOST = 4  # attributes of one module that are tried in every combination
+
+
+def matching_attributes(model: nn.Module, channels: Channels, groups: ChannelGroups) -> Attributes:
+    """The integer attributes of every module that equal a number of channels in one of its own literals."""
+    everything = np.ones(len(groups.group_of), bool)
+    found = {}
+    for path, numbers in _numbers(channels, groups, everything).items():
+        own = vars(model.get_submodule(path))
+        names = tuple(name for name, value in own.items() if type(value) is int and value in numbers)
+        if names:
+            found[path] = names
+    return found
+
+
+def choices(model: nn.Module, found: Attributes) -> list[list[Attributes]]:
+    """For each class of modules, what may be tried: all attributes that were found, then ever fewer of them."""
+    by_class: dict[tuple[type, tuple[str, ...]], list[str]] = defaultdict(list)
+    for path, names in found.items():
+        by_class[type(model.get_submodule(path)), names].append(path)
+    return [
+        [
+            dict.fromkeys(paths, chosen)
+            for count in range(len(names), 0, -1)
+            if len(names) <= _MOST or count == len(names)
+            for chosen in combinations(names, count)
+        ]
+        for (_, names), paths in by_class.items()
+    ]
+
+
+def set_attributes(
+    model: nn.Module, attributes: Attributes, channels: Channels, groups: ChannelGroups, kept: np.ndarray
+) -> None:
+    """Give the `attributes` of `model` (already slim) the numbers that the `kept` units (bool [U]) make true."""
+    numbers = _numbers(channels, groups, kept) if attributes else {}
+    for path, names in attributes.items():
+        module = model.get_submodule(path)
+        for name in names:
+            now = numbers.get(path, {}).get(getattr(module, name), set())
+            if len(now) == 1:  # else two groups share the number, and the attribute can't follow both
+                setattr(module, name, min(now))
+
+
+def _numbers(channels: Channels, groups: ChannelGroups, kept: np.ndarray) -> dict[str, dict[int, set[int]]]:
+    """Path of a module -> number of channels in its literals -> how many of them are `kept`."""
+    found: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for node in channels.literals:
+        for owner in _counted(node, groups):
+            if (owner >= 0).any():
+                found[module_path(node)][len(owner)].add(int(np.append(kept, True)[owner].sum()))
+    return found
+
+
+def _counted(node: fx.Node, groups: ChannelGroups) -> list[Ints]:
+    """The owners of the channels that a size in the arguments of `node` may count."""
+    if operator_name(node) not in _SIZED:
+        return []
+    source = node.all_input_nodes[0] if operator_name(node).startswith("split") else node
+    if source not in groups.values:
+        return []
+    dim, owner = groups.values[source]
+    if source is node:
+        return [owner]
+    return list(np.split(owner, np.cumsum([part.shape[dim] for part in node.meta["val"]])[:-1]))

@@ -1,0 +1,154 @@
+"""`gnnrl bogp`: the whole run, its record, its resumption, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import agents.bayesian as bayesian_module
+import agents.bogp as module
+from agents.bogp import bogp
+from agents.bogp_cli import bogp as command
+from agents.bogp_record import BogpResult, Question, report
+from benchmarks import bogp_mnist
+from gnnrl_gym.relational.training import make_network
+from gnnrl_gym.zoo import load_data
+
+QUESTION = Question("mlp-16-16", density=0.5, nodes=8, pool_size=14, epochs=2, evaluations=10, final_epochs=2,
+                    final_seeds=2, controls=3)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[BogpResult, Path]:
+    pytest.importorskip("botorch", reason='needs botorch: pip install -e ".[bayesian]"')
+    folder = tmp_path_factory.mktemp("bogp") / "run"
+    return bogp(QUESTION, folder, "cpu"), folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_record_is_complete_and_reloads(run: tuple[BogpResult, Path]) -> None:
+    result, folder = run
+    assert BogpResult.load(folder) == result
+    assert (result.model, result.data, result.method, result.evaluations) == ("mlp-16-16", "digits", "bayesian", 10)
+    assert result.weights_ratio <= result.budget == 0.5
+    assert result.test_accuracy == np.mean(result.trained["bayesian"])
+    assert result.random_test_accuracy == pytest.approx(np.mean(result.trained["random graphs"]))
+    assert np.shape(result.trained["random graphs"]) == (3, 2) and len(result.trained["dense"]) == 2
+    assert {"torch", "numpy"} <= set(result.versions)
+
+
+def test_both_searches_spend_the_same(run: tuple[BogpResult, Path]) -> None:
+    result, folder = run
+    for name in ("bayesian", "random"):
+        logged = lines(folder / name)
+        assert [line["evaluation"] for line in logged] == list(range(1, 11))
+        assert len({line["graph"] for line in logged}) == 10
+    scores = {line["graph"]: line["search_accuracy"] for line in lines(folder / "bayesian")}
+    assert scores[result.graph] == result.search_accuracy
+    assert result.random_search_accuracy == max(line["search_accuracy"] for line in lines(folder / "random"))
+
+
+def test_the_test_split_sees_each_trained_network_once_and_with_fresh_seeds(run: tuple[BogpResult, Path]) -> None:
+    trained = [(line["graph"], line["seed"]) for line in lines(run[1] / "trained")]
+    assert len(trained) == len(set(trained))
+    assert {seed for _, seed in trained} == {1, 2}  # the search trained with 0
+
+
+def test_saved_weights_are_those_of_the_pick(run: tuple[BogpResult, Path]) -> None:
+    result, folder = run
+    data = load_data("digits")
+    model = make_network("mlp-16-16", data, 0)
+    model.load_state_dict(torch.load(folder / "pruned.pt", weights_only=True))
+    images, labels = data.test.tensors()
+    with torch.no_grad():
+        found = int((model(images).argmax(1) == labels).sum()) / len(labels)
+    assert found == result.trained["bayesian"][0]
+    assert int((model[3].weight != 0).sum()) == round(result.weights_ratio * 256)  # type: ignore[index]
+
+
+def test_report_has_the_controls(run: tuple[BogpResult, Path]) -> None:
+    result, folder = run
+    text = (folder / "report.md").read_text()
+    assert text == report(result)
+    for said in ("dense", "bayesian", "random search", "3 random graphs", f"{100 * result.search_accuracy:.2f}"):
+        assert said in text
+
+
+def test_equal_seeds_equal_runs_also_after_a_kill(
+    run: tuple[BogpResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[int | None] = []
+    real = module._train
+
+    def killed(*arguments: Any) -> float:
+        trainings.append(arguments[2])
+        if len(trainings) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "_train", killed)
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        bogp(QUESTION, folder, "cpu")
+    with pytest.raises(FileExistsError):
+        bogp(QUESTION, folder, "cpu")
+    log = folder / "bayesian" / "evaluations.jsonl"
+    log.write_bytes(log.read_bytes()[:-30])  # a line that was cut off
+    again = bogp(QUESTION, folder, "cpu", resume=True)
+    assert replace(again, seconds=0) == replace(run[0], seconds=0)
+    done = len(lines(folder / "trained"))
+    assert len(trainings) == done + 1  # what was done before the kill was not done again
+
+
+def test_another_question_is_not_resumed(run: tuple[BogpResult, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run[1], folder)
+    with pytest.raises(FileExistsError):
+        bogp(QUESTION, folder, "cpu", resume=True)
+    (folder / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"density=0\.5, not 0\.6"):
+        bogp(replace(QUESTION, density=0.6), folder, "cpu", resume=True)
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        BogpResult.load(folder)
+
+
+def cli() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(command)
+    return app
+
+
+def test_command(tmp_path: Path) -> None:
+    pytest.importorskip("botorch", reason='needs botorch: pip install -e ".[bayesian]"')
+    arguments = {"model": "mlp-16-16", "density": 0.5, "nodes": 8, "pool-size": 6, "evaluations": 4, "epochs": 1,
+                 "final-epochs": 1, "final-seeds": 2, "controls": 2, "device": "cpu",
+                 "out": tmp_path / "run"}  # fmt: skip
+    shown = CliRunner().invoke(cli(), [part for key, value in arguments.items() for part in (f"--{key}", str(value))])
+    assert shown.exit_code == 0, shown.output
+    assert "random search" in shown.output
+    assert BogpResult.load(tmp_path / "run").settings["pool_size"] == 6
+
+
+def test_command_names_the_missing_extra_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bayesian_module, "find_spec", lambda name: None)
+    shown = CliRunner().invoke(cli(), ["--out", str(tmp_path / "run")])
+    assert isinstance(shown.exception, ValueError) and "gnnrl_gym[bayesian]" in str(shown.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_table_of_the_benchmark(run: tuple[BogpResult, Path]) -> None:
+    row = bogp_mnist._row(run[0])
+    text = bogp_mnist.table({"model": "mlp-16-16", "rows": [row, row]})
+    assert "random graphs, 3 of each pool" in text and "| bayesian | 10 |" in text

@@ -1,0 +1,216 @@
+"""Fine-tuning: its schedules, its loss, its precision, and that an interrupted one goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents import SearchResult, search
+from agents.refine import finetune_run
+from gnnrl_gym.evaluation.accuracy import accuracy, logits
+from gnnrl_gym.evaluation.finetuning import SCHEDULES, distillation_loss, finetune
+from gnnrl_gym.zoo import DataSplits, load_data, load_model
+
+Env = gym.Env[Any, Any]
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSplits:
+    data = load_data("digits")
+    return replace(data, train=data.train.take(400))
+
+
+class Dropped(nn.Module):
+    """A network that draws while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.dropout = load_model("digits-resnet", "random", seed=0), nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.network(x))
+
+
+def vector(model: nn.Module) -> Tensor:
+    return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
+
+
+def rates(data: DataSplits, schedule: str, patch: pytest.MonkeyPatch, epochs: int = 10) -> list[float]:
+    """The learning rate of every step."""
+    found: list[float] = []
+    step = torch.optim.SGD.step
+
+    def watched(self: torch.optim.SGD, *args: Any) -> Any:
+        found.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    patch.setattr(torch.optim.SGD, "step", watched)
+    small = replace(data, train=data.train.take(256))
+    finetune(load_model("digits-resnet"), small, epochs, 0.1, schedule=schedule)
+    return found
+
+
+def test_cosine_falls_from_the_peak(digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rates(digits, "cosine", monkeypatch)
+    assert len(found) == 20 and found[0] == 0.1
+    assert found[10] == pytest.approx(0.05)
+    assert found == sorted(found, reverse=True) and found[-1] < 0.001
+
+
+def test_one_cycle_rises_and_falls(digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rates(digits, "one-cycle", monkeypatch)
+    top = found.index(max(found))
+    assert 4 <= top <= 6 and found[top] == pytest.approx(0.1, rel=1e-3)
+    assert found[0] < 0.01 and found[-1] < 0.001
+    assert found[:top] == sorted(found[:top]) and found[top:] == sorted(found[top:], reverse=True)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_schedule_and_precision_learns(digits: DataSplits, schedule: str, dtype: torch.dtype) -> None:
+    model = load_model("digits-resnet", "random", seed=0)
+    before, losses = accuracy(model, digits.test), []
+    finetune(model, digits, 6, 0.1, schedule=schedule, dtype=dtype, on_epoch=lambda _, loss: losses.append(loss))
+    assert len(losses) == 6 and losses[-1] < 0.6 * losses[0]
+    assert accuracy(model, digits.test) > before + 0.4
+    assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_precision_is_really_lower(digits: DataSplits) -> None:
+    results = [finetune(load_model("digits-resnet"), digits, 1, dtype=d) for d in (torch.float32, torch.bfloat16)]
+    full, half = (vector(model) for model in results)
+    assert not torch.equal(full, half)
+    torch.testing.assert_close(full, half, rtol=0.1, atol=0.1)
+
+
+def test_no_epochs_change_nothing(digits: DataSplits) -> None:
+    assert torch.equal(vector(finetune(load_model("digits-resnet"), digits, 0)), vector(load_model("digits-resnet")))
+
+
+# ---- distillation ----------------------------------------------------------------------------------------------
+
+
+def test_distillation_loss_by_hand() -> None:
+    outputs, taught, labels = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    p, q = ((logits / 2.0).softmax(1) for logits in (taught, outputs))
+    divergence = (p * (p / q).log()).sum(1).mean()
+    hard = -outputs.log_softmax(1)[torch.arange(5), labels].mean()
+    found = distillation_loss(outputs, labels, taught, temperature=2.0, weight=0.3)
+    torch.testing.assert_close(found, 0.7 * hard + 0.3 * 4.0 * divergence)
+    torch.testing.assert_close(distillation_loss(outputs, labels, None, weight=0.3), hard)
+    assert distillation_loss(taught, labels, taught, weight=1.0) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_student_comes_nearer_to_its_teacher_whatever_the_labels_say(digits: DataSplits) -> None:
+    images, _ = digits.test.tensors()
+    wrong = replace(digits.train, labels=(digits.train.labels + 1) % 10)
+    teacher = load_model("digits-resnet")
+    before = vector(teacher)
+    taught = logits(teacher, images).argmax(1)
+    agreement = []
+    for distill in (0.0, 1.0):
+        student = load_model("digits-resnet", "random", seed=0)
+        finetune(student, replace(digits, train=wrong), 10, 0.1, teacher=teacher, distill=distill)
+        agreement.append(float((logits(student, images).argmax(1) == taught).float().mean()))
+    assert agreement[0] < 0.2 and agreement[1] > 0.6
+    assert torch.equal(vector(teacher), before)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"schedule": "linear"}, "cosine, one-cycle"),
+        ({"distill": 1.5}, "weight"),
+        ({"distill": -0.1}, "weight"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_wrong_settings_are_refused(digits: DataSplits, wrong: dict[str, Any], said: str) -> None:
+    model = load_model("digits-resnet")
+    with pytest.raises(ValueError, match=said):
+        finetune(model, digits, 1, **wrong)
+    assert torch.equal(vector(model), vector(load_model("digits-resnet")))
+
+
+# ---- interruption ----------------------------------------------------------------------------------------------
+
+
+def stop_after(epochs: int) -> Any:
+    def on_epoch(epoch: int, loss: float) -> None:
+        if epoch == epochs:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_resumed_equals_uninterrupted(digits: DataSplits, tmp_path: Path, schedule: str) -> None:
+    whole = finetune(Dropped(), digits, 3, schedule=schedule, seed=2)
+    torch.rand(7)  # what the caller draws has no part in it
+    with pytest.raises(KeyboardInterrupt):
+        finetune(
+            Dropped(), digits, 3, schedule=schedule, seed=2, checkpoint=tmp_path / "c", on_epoch=stop_after(2)
+        )
+    done: list[int] = []
+    resumed = finetune(
+        Dropped(), digits, 3, schedule=schedule, seed=2, checkpoint=tmp_path / "c", on_epoch=lambda e, _: done.append(e)
+    )
+    assert done == [3]
+    assert torch.equal(vector(resumed), vector(whole))
+
+
+@pytest.mark.parametrize("other", [{"seed": 3}, {"learning_rate": 0.1}, {"epochs": 4}, {"dtype": torch.bfloat16}])
+def test_a_checkpoint_of_other_settings_has_no_part(digits: DataSplits, tmp_path: Path, other: dict[str, Any]) -> None:
+    settings = {"epochs": 2, "seed": 2, **other}
+    whole = finetune(load_model("digits-resnet"), digits, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(
+            load_model("digits-resnet"), digits, 2, seed=2, checkpoint=tmp_path / "c", on_epoch=stop_after(1)
+        )
+    again = finetune(load_model("digits-resnet"), digits, **settings, checkpoint=tmp_path / "c")
+    assert torch.equal(vector(again), vector(whole))
+
+
+def test_the_callers_generator_is_left_alone(digits: DataSplits) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    finetune(Dropped(), digits, 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_interrupted_run_goes_on(digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("whole", "killed"):
+        search(digits_env, "uniform", 1, out=tmp_path / name)
+    whole = finetune_run(tmp_path / "whole", 2, device="cpu", distill=0.5, schedule="one-cycle")
+    before = SearchResult.load(tmp_path / "killed")
+
+    def dies(model: nn.Module, *args: Any, **settings: Any) -> nn.Module:
+        return finetune(model, *args[:5], stop_after(1), *args[6:], **settings)
+
+    monkeypatch.setattr("agents.refine.finetune", dies)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_run(tmp_path / "killed", 2, device="cpu", distill=0.5, schedule="one-cycle")
+    assert SearchResult.load(tmp_path / "killed") == before
+    assert len(list((tmp_path / "killed").glob("finetuning-*"))) == 1
+
+    epochs: list[int] = []
+    monkeypatch.setattr("agents.refine.finetune", counted(epochs))
+    resumed = finetune_run(tmp_path / "killed", 2, device="cpu", distill=0.5, schedule="one-cycle")
+    assert epochs == [2]
+    assert resumed.finetuned_accuracy == whole.finetuned_accuracy and resumed.finetune_epochs == 2
+    assert torch.equal(vector(resumed.pruned()), vector(whole.pruned()))
+    assert not list((tmp_path / "killed").glob("finetuning-*"))
+
+
+def counted(epochs: list[int]) -> Any:
+    def finetunes(model: nn.Module, *args: Any, **settings: Any) -> nn.Module:
+        return finetune(model, *args[:5], lambda epoch, _: epochs.append(epoch), *args[6:], **settings)
+
+    return finetunes

@@ -1,0 +1,507 @@
+"""Unknown operations, wrong inputs and hostile files, one case each: a message that names the thing and the mend, or an
+exact network; never a broken one, and never code that a file holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_close, count_params, counted_macs, images, outputs, random_plans, randomise
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from agents.results import SearchResult
+from gnnrl_gym import PrunableNetwork, UnsupportedOperation
+from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.export import load_slim, save_slim
+from gnnrl_gym.zoo import load_data, load_model
+
+X = images(1, 3, 8, 8)
+CLEAR = (TypeError, ValueError, FileNotFoundError, UnsupportedOperation)  # what the package raises by itself
+
+
+@torch.library.custom_op("hostile::double", mutates_args=())
+def double(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@torch.library.custom_op("hostile::add", mutates_args=())
+def mirrored_add(x: Tensor, y: Tensor) -> Tensor:
+    """Bears the name of an ATen operation, and does something else."""
+    return x.flip(1) + y
+
+
+@torch.library.custom_op("hostile::shapeless", mutates_args=())
+def shapeless(x: Tensor) -> Tensor:
+    return x * 2
+
+
+double.register_fake(torch.empty_like)
+mirrored_add.register_fake(lambda x, y: torch.empty_like(x))
+
+
+class Mixer(nn.Module):
+    """A function as a submodule, as other people's code has them."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Small(nn.Module):
+    """Two convolutions, `between` them what is tried, and a head."""
+
+    def __init__(
+        self, between: Callable[..., Any] = nn.functional.relu, after: Callable[..., Any] = lambda y: y
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.mixer, self.after, self.head = Mixer(between), after, nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.head(self.second(self.mixer(self.first(x))).relu().mean((2, 3))))
+
+
+def changed(change: Callable[[Any], Any]) -> nn.Module:
+    model = Small()
+    change(model)
+    return model
+
+
+def poisoned(value: float) -> nn.Module:
+    return changed(lambda m: m.second.weight.data[2, 0, 0].fill_(value))
+
+
+class TrainingHead(Small):
+    """Training mode is traced too, for a head that only it uses, and meets the same operation again."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: x.cumsum(1))
+        self.extra = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return (y, self.extra(y)) if self.training else y
+
+
+def shared() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8)), nn.Flatten(), nn.Linear(512, 4))
+    model[2].weight = model[1].weight
+    return model
+
+
+def quantised() -> nn.Module:
+    layers = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    return torch.ao.quantization.quantize_dynamic(layers, {nn.Linear})
+
+
+def made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return Small()
+
+
+# ---- networks and examples that are refused ----------------------------------------------------------------------
+
+# name: (network, example, what the message has to say)
+REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
+    "branches on data": (lambda: Small(lambda x: x if x.sum() > 0 else -x), X, r"(?s)can't trace Small.*torch\.where"),
+    "shape depends on data": (
+        lambda: Small(after=lambda y: y[(y.sum(1) > -1e9).nonzero()[:, 0]]),
+        X,
+        r"shape depends on the data: aten\.nonzero.* in '' \(.*test_hostile\.py:\d+\).*mask",
+    ),
+    "custom operation without shapes": (lambda: Small(lambda x: shapeless(x)), X, r"can't trace Small.*register_fake"),
+    "forward raises": (lambda: Small(lambda x: x / {}["no"]), X, r"Small .*fails on its example input.*KeyError"),
+    "too few dimensions": (Small, images(8, 8), r"example input \(torch\.float32 \[8, 8\] on cpu\).*3D"),
+    "other channels": (Small, images(1, 5, 8, 8), r"example input \(torch\.float32 \[1, 5, 8, 8\].*3 channels"),
+    "other type of numbers": (Small, X.double(), r"parameters torch\.float32 on cpu.*torch\.float64"),
+    "bytes": (Small, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"parameters torch\.float32 on cpu.*torch\.uint8"),
+    "other device": (Small, X.to("meta"), r"parameters torch\.float32 on cpu.*on meta\)"),
+    "empty batch": (Small, X[:0], r"shape \[0, 3, 8, 8\] is empty: give at least one sample"),
+    "too many arguments": (Small, (X, X), r"fails on its example input.*positional arguments"),
+    "no arguments": (Small, (), "holds no tensor"),
+    "list": (Small, [X], "tensor, or a tuple .* got a list"),
+    "dictionary": (Small, {"x": X}, "tensor, or a tuple .* got a dict"),
+    "numpy": (Small, X.numpy(), "tensor, or a tuple .* got a ndarray"),
+    "no example": (Small, None, "tensor, or a tuple .* got a NoneType"),
+    "function": (lambda: lambda x: x, X, r"nn\.Module, got a function"),
+    "class": (lambda: Small, X, r"nn\.Module, got the class Small"),
+    "state dict": (lambda: Small().state_dict(), X, r"nn\.Module, got a OrderedDict"),
+    "nothing prunable": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), X, "no channel group that can be"),
+    "no parameters": (lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), X, "no channel group that can be pruned"),
+    "no output": (lambda: Small(after=lambda y: None), X, "returns no tensor, but a NoneType"),
+    "lazy layers": (lambda: nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyConv2d(4, 3)), X, "'0' .*run the network once"),
+    "no data": (lambda: Small().to("meta"), X, r"'first\.weight' is on the meta device.*load weights"),
+    "weights are NaN": (lambda: poisoned(float("nan")), X, r"'second\.weight' holds NaN or infinity: load finite"),
+    "weights are infinite": (lambda: poisoned(-float("inf")), X, r"'second\.weight' holds NaN or infinity: load"),
+    "weights of inference mode": (made_in_inference_mode, X, r"'first\.weight' .*inference_mode: build .* outside"),
+    "ScriptModule": (lambda: torch.jit.trace(nn.Conv2d(3, 4, 3), X), X, "ScriptModule: pass the nn.Module"),
+    "DataParallel": (lambda: nn.DataParallel(Small()), X, r"DataParallel .* pass its \.module"),
+    "quantised": (quantised, images(2, 8), "Linear '0' is quantised: prune the floating-point network"),
+    "holds a lock": (lambda: changed(lambda m: setattr(m, "lock", threading.Lock())), X, "can't be copied.*locks"),
+    "holds a tensor of a graph": (
+        lambda: changed(lambda m: setattr(m, "cache", m.first.weight * 2)), X, "can't be copied.*Remove"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of TorchScript and quantisation
+@pytest.mark.parametrize("name", REFUSED)
+def test_networks_and_examples_are_refused_with_the_mend(name: str) -> None:
+    make, example, message = REFUSED[name]
+    model = make()
+    with pytest.raises(CLEAR, match=message):
+        PrunableNetwork(model, example)
+
+
+# ---- odd networks that work, exactly -----------------------------------------------------------------------------
+
+# name: (network, example, widths, what its one warning per line has to match)
+ODD: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
+    "custom operation": (lambda: Small(lambda x: double(x)), X, [6], [r"double in 'mixer' \(.*hostile\.py:\d+\):"]),
+    "custom operation named like another": (
+        lambda: Small(lambda x: mirrored_add(x, 2 * x)), X, [6], [r"add in 'mixer' \(.*hostile\.py:\d+\):"]
+    ),
+    "no rule": (lambda: Small(lambda x: x.cumsum(1)), X, [6], [r"cumsum in 'mixer' \(.*test_hostile\.py:\d+\)"]),
+    "no rule, traced twice": (TrainingHead, X, [6], [r"cumsum in 'mixer' \(.*test_hostile\.py:\d+\)"]),
+    "half precision": (lambda: Small().half(), X.half(), [8, 6], []),
+    "bfloat16": (lambda: Small().bfloat16(), X.bfloat16(), [8, 6], []),
+    "double precision": (lambda: Small().double(), X.double(), [8, 6], []),
+    "complex": (
+        lambda: nn.Sequential(*(nn.Linear(8 - i, 7 - i, dtype=torch.complex64) for i in range(3))),
+        torch.complex(images(2, 8), images(2, 8, seed=1)),
+        [7, 6],
+        [],
+    ),
+    "shared weights": (shared, X, [8], []),
+    "compiled": (lambda: torch.compile(Small(), backend="eager"), X, [8, 6], []),
+    "hook": (
+        lambda: changed(lambda m: m.first.register_forward_hook(lambda module, given, found: found * 2)), X, [8, 6], []
+    ),
+    "hook that turns channels round": (
+        lambda: changed(lambda m: m.second.register_forward_pre_hook(lambda module, given: (given[0].flip(1),))),
+        X, [8, 6], [],
+    ),
+    "hook with a number of channels": (
+        lambda: changed(lambda m: m.first.register_forward_hook(lambda m, x, y: y * torch.ones(8).view(1, 8, 1, 1))),
+        X, [6], [],
+    ),
+    "weight_norm": (
+        lambda: changed(lambda m: parametrizations.weight_norm(m.first)),
+        X, [6], [r"_weight_norm in 'first\.parametrizations\.weight\.0'", r"conv2d in 'first'"],
+    ),
+    "frozen weights": (lambda: Small().requires_grad_(False), X, [8, 6], []),
+    "unused parameter": (lambda: changed(lambda m: setattr(m, "idle", nn.Parameter(torch.zeros(3)))), X, [8, 6], []),
+    "output of a dictionary": (lambda: Small(after=lambda y: {"scores": y, "name": "odd"}), X, [8, 6], []),
+    "a number of channels": (
+        lambda: Small(lambda x: x.view(1, 2, 4, 8, 8).transpose(1, 2).flatten(1, 2)), X, [4, 6], []
+    ),
+}  # fmt: skip
+
+
+def tensors(module: nn.Module, x: Tensor) -> list[Tensor]:
+    return [value for value in outputs(module, x) if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks_are_exact(name: str) -> None:
+    make, x, widths, expected = ODD[name]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        network = PrunableNetwork(randomise(make()), x)
+    ours = [str(w.message) for w in said if "frozen" in str(w.message) or "Parameters" in str(w.message)]
+    assert network.widths.tolist() == widths
+    assert len(ours) == len(expected), ours
+    for message, pattern in zip(ours, expected, strict=True):
+        assert re.search(pattern, message), message
+    for plan in random_plans(network, 4):
+        slim = network.slim(plan)
+        assert_close(tensors(slim, x), tensors(network.mask(plan), x), 1e-2 if x.element_size() == 2 else 1e-4)
+        assert network.macs(plan) == counted_macs(slim, x) and network.params(plan) == count_params(slim)
+
+
+@pytest.mark.parametrize("name", ["custom operation", "no rule", "weight_norm"])
+def test_strict_raises_where_it_would_warn(name: str) -> None:
+    make, x, _, expected = ODD[name]
+    with pytest.raises(UnsupportedOperation, match=expected[0].partition(":")[0]):
+        PrunableNetwork(make(), x, strict=True)
+
+
+# ---- plans -------------------------------------------------------------------------------------------------------
+
+PLANS: dict[str, tuple[Any, str]] = {
+    "too short": ([8], r"shape \[A=2\]"),
+    "too long": ([8, 6, 1], r"shape \[A=2\]"),
+    "ragged": ([[8, 6], [8]], r"shape \[A=2\]"),
+    "nothing": (None, r"shape \[A=2\]"),
+    "zero": ([8, 0], "group 1 must be between 1 and 6"),
+    "negative": ([-1, 6], "group 0 must be between 1 and 8"),
+    "above the full width": ([8, 7], "group 1 must be between 1 and 6"),
+    "above all integers": (np.array([2**64 - 1, 6], np.uint64), "group 0 must be between 1 and 8"),
+    "beyond any type": ([10**30, 6], "Widths are integers, got object"),
+    "NaN": ([float("nan"), 6], "Widths are integers, got float64"),
+    "floats": ([8.0, 6.0], "Widths are integers, got float64"),
+    "text": (["8", "6"], "Widths are integers, got <U1"),
+    "truth values": ([True, True], "Widths are integers, got bool"),
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> PrunableNetwork:
+    return PrunableNetwork(Small(), X)
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("method", ["slim", "mask", "macs", "params", "checked"])
+def test_plans_are_refused(small: PrunableNetwork, name: str, method: str) -> None:
+    plan, message = PLANS[name]
+    with pytest.raises(ValueError, match=message):
+        getattr(small, method)(plan)
+
+
+# ---- files: code in them never runs ------------------------------------------------------------------------------
+
+
+class Hostile:
+    """Would make a folder, were it unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("owned",)
+
+
+State = dict[str, Tensor]
+FIRST = "conv1.weight"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+# name: (what the file holds, or what is done to its path; what the message has to say, None where it loads)
+WEIGHTS: dict[str, tuple[Callable[[State], Any], str | None]] = {
+    "DataParallel": (lambda s: prefixed(s, "module."), None),
+    "compiled": (lambda s: prefixed(s, "_orig_mod."), None),
+    "compiled in DataParallel": (lambda s: prefixed(s, "module._orig_mod."), None),
+    "nested": (lambda s: {"state_dict": s, "epoch": 3}, None),
+    "nested and DataParallel": (lambda s: {"state_dict": prefixed(s, "module.")}, None),
+    "half precision": (lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}, None),
+    "under another key": (lambda s: {"weights": s, "epoch": 3}, "keys weights, epoch"),
+    "code": (lambda s: s | {"more": Hostile()}, "holds posix.mkdir, which is no tensor and was not run"),
+    "whole module": (lambda s: load_model("digits-resnet"), "holds .*CifarResNet, which is no tensor"),
+    "list": (lambda s: list(s.values()), "holds a list"),
+    "empty dictionary": (lambda s: {}, "holds an empty dict"),
+    "numbers as keys": (lambda s: dict(enumerate(s.values())), "keys 0, 1, 2"),
+    "missing key": (lambda s: {k: v for k, v in s.items() if k != FIRST}, "1 missing: conv1.weight"),
+    "extra key": (lambda s: s | {"more": torch.zeros(2)}, "1 unexpected: more"),
+    "other shape": (lambda s: s | {FIRST: s[FIRST][:3]}, r"conv1\.weight \[3, 1, 3, 3\] instead of \[8, 1, 3, 3\]"),
+    "NaN": (lambda s: s | {FIRST: s[FIRST] * float("nan")}, "hold NaN or infinity: conv1.weight"),
+    "infinite": (lambda s: s | {FIRST: s[FIRST] / 0}, "hold NaN or infinity: conv1.weight"),
+    "NaN statistics": (lambda s: s | {"bn1.running_var": s["bn1.running_var"] * float("nan")}, "bn1.running_var"),
+    "complex": (lambda s: s | {FIRST: s[FIRST].to(torch.complex64)}, r"conv1\.weight \(torch\.complex64"),
+    "integers": (lambda s: s | {FIRST: s[FIRST].to(torch.int8)}, r"conv1\.weight \(torch\.int8"),
+    "sparse": (lambda s: s | {FIRST: s[FIRST].to_sparse()}, "torch.sparse_coo"),
+    "no data": (lambda s: s | {FIRST: s[FIRST].to("meta")}, "meta device"),
+}  # fmt: skip
+
+# what is done to a file that was fine
+SPOILED: dict[str, Callable[[Path], Any]] = {
+    "truncated": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("import os"),
+    "pickle with code": lambda path: path.write_bytes(pickle.dumps(Hostile())),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, in which code from a file would leave its mark."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_load_or_say_why_not(folder: Path, name: str) -> None:
+    change, message = WEIGHTS[name]
+    state = load_model("digits-resnet", "random", seed=3).state_dict()
+    torch.save(change(state), "weights.pt")
+    if message is None:
+        loaded = load_model("digits-resnet", "weights.pt").state_dict()
+        assert loaded.keys() == state.keys()
+        for key, value in loaded.items():
+            torch.testing.assert_close(value, state[key], rtol=1e-3, atol=1e-3)
+    else:
+        with pytest.raises(ValueError, match=f"weights.pt.*{message}") as caught:
+            load_model("digits-resnet", "weights.pt")
+        assert "weights_only" not in str(caught.value)  # torch advises to load hostile files another way
+    assert os.listdir() == ["weights.pt"]
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_spoiled_files_are_named(folder: Path, name: str) -> None:
+    path, network = folder / "file.pt", PrunableNetwork(load_model("digits-resnet"), images(1, 1, 8, 8))
+    torch.save(network.model.state_dict(), path)
+    SPOILED[name](path)
+    with pytest.raises(ValueError, match=r"file\.pt.*not a state dict that can be read safely"):
+        load_model("digits-resnet", path)
+    save_slim(path, network, network.widths, network.model)
+    SPOILED[name](path)
+    with pytest.raises(ValueError, match=r"file\.pt.*not a pruned network that save_slim wrote"):
+        load_slim(path, network.model, images(1, 1, 8, 8))
+    assert os.listdir() == ["file.pt"]
+
+
+def test_folders_are_no_weights(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        load_model("digits-resnet", folder)
+
+
+# name: (change of a file of save_slim, what the message has to say); more of them in test_export.py
+PRUNED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "code": (lambda c: c | {"more": Hostile()}, "holds posix.mkdir, which is no tensor and was not run"),
+    "of another network": (lambda c: c | {"kept": c["kept"][:-1]}, "another network"),
+    "NaN": (lambda c: c | {"state_dict": c["state_dict"] | {FIRST: c["state_dict"][FIRST] * float("nan")}}, "NaN"),
+    "weights swapped": (lambda c: c | {"state_dict": dict.fromkeys(c["state_dict"], torch.zeros(1))}, "another shape"),
+    "an empty layer": (lambda c: c | {"kept": torch.zeros_like(c["kept"])}, "no layer may be empty"),
+}
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_pruned_networks_are_refused(folder: Path, name: str) -> None:
+    change, message = PRUNED[name]
+    network = PrunableNetwork(load_model("digits-resnet"), images(1, 1, 8, 8))
+    save_slim("pruned.pt", network, network.widths // 2, network.slim(network.widths // 2))
+    torch.save(change(torch.load("pruned.pt", weights_only=True)), "pruned.pt")
+    with pytest.raises(ValueError, match=message):
+        load_slim("pruned.pt", network.model, images(1, 1, 8, 8))
+    assert os.listdir() == ["pruned.pt"]
+
+
+RECORDS = {
+    "not JSON": "{'model': 1",
+    "empty": "",
+    "list": "[1, 2]",
+    "number": "3",
+    "lacks entries": json.dumps({"model": "digits-resnet"}),
+    "unknown entries": json.dumps({"modell": "digits-resnet"}),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_are_refused(folder: Path, name: str) -> None:
+    (folder / "result.json").write_text(RECORDS[name])
+    with pytest.raises(ValueError, match=r"result\.json is not the record of a search"):
+        SearchResult.load(folder)
+
+
+# ---- data --------------------------------------------------------------------------------------------------------
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    x = {part: rng.integers(0, 256, (count, 8, 8), np.uint8) for part, count in (("x_train", 30), ("x_test", 20))}
+    return x | {"y_train": np.arange(30) % 5, "y_test": np.arange(20) % 5} | changes
+
+
+OBJECTS = np.array([Hostile()] * 30, dtype=object)
+DATA: dict[str, tuple[dict[str, Any], str]] = {
+    "objects": ({"x_train": OBJECTS}, "Python objects, which were not loaded"),
+    "objects as labels": ({"y_train": OBJECTS}, "Python objects, which were not loaded"),
+    "floats": ({"x_train": np.zeros((30, 8, 8))}, "x_train must be uint8, got float64"),
+    "no images": ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "x_train is empty"),
+    "five dimensions": ({"x_test": np.zeros((20, 1, 1, 8, 8), np.uint8)}, r"x_test must be \[N, H, W\]"),
+    "labels as text": ({"y_train": np.array(["cat"] * 30)}, "y_train must be integers"),
+    "labels are NaN": ({"y_train": np.full(30, np.nan)}, "y_train must be integers"),
+    "labels too few": ({"y_train": np.arange(29) % 5}, "30 images, but y_train has 29 labels"),
+    "negative label": ({"y_train": np.arange(30) - 1}, "negative label: -1"),
+    "label beyond memory": ({"y_train": np.arange(30) + 10**12}, "y_train has the label 1000000000029"),
+    "label beyond 63 bits": ({"y_train": np.full(30, 2**63, np.uint64)}, "y_train has the label 9223372036854775808"),
+    "label that training lacks": ({"y_test": np.arange(20)}, "y_test has the label 19, y_train none above 4"),
+}
+DATA_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no arrays": (lambda path: np.savez(path, np.zeros(3)), "has no x_train, y_train"),
+    "empty": (lambda path: path.write_bytes(b""), "not a .npz file"),
+    "pickle with code": (
+        lambda path: path.write_bytes(pickle.dumps(Hostile())),
+        "Python objects, which were not loaded",
+    ),
+    "truncated": (cut, "not a .npz file"),
+    "single array": (lambda path: np.save(path.open("wb"), np.zeros(3)), "a single array"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_is_refused(folder: Path, name: str) -> None:
+    change, message = DATA[name]
+    np.savez("data.npz", **arrays(**change))
+    with pytest.raises(ValueError, match=rf"data\.npz.*{message}"):
+        load_data("data.npz")
+    assert os.listdir() == ["data.npz"]
+
+
+@pytest.mark.parametrize("name", DATA_FILES)
+def test_files_of_data_are_refused(folder: Path, name: str) -> None:
+    spoil, message = DATA_FILES[name]
+    np.savez("data.npz", **arrays())
+    assert load_data("data.npz").num_classes == 5
+    spoil(folder / "data.npz")
+    with pytest.raises(ValueError, match=rf"data\.npz.*{message}"):
+        load_data("data.npz")
+    assert os.listdir() == ["data.npz"]
+
+
+# ---- budgets and names -------------------------------------------------------------------------------------------
+
+BUDGETS: list[Any] = [0, 1, -0.5, 1.5, float("nan"), float("inf"), True, "0.5", None, [0.5], {"macs": "half"}, {}]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=repr)
+def test_budgets_are_refused(budget: Any) -> None:
+    with pytest.raises(ValueError, match="share"):
+        PruneEnv(budget=budget)
+
+
+# what is asked for, and what the message has to offer
+NAMES: dict[str, tuple[Callable[[], Any], str]] = {
+    "model": (lambda: load_model("resnet21"), "no model is named 'resnet21'; near it: .*resnet20"),
+    "model that is no name": (lambda: load_model(3), "no model is named 3; near it"),  # type: ignore[arg-type]
+    "weights": (lambda: load_model("resnet18", "IMAGENET"), "'IMAGENET'.*IMAGENET1K_V1"),
+    "weights that are no name": (lambda: load_model("resnet20", 3), "weights is a file.* got a int"),  # type: ignore[arg-type]
+    "classes": (lambda: load_model("resnet20", num_classes=2.5), "num_classes .* got 2.5"),  # type: ignore[arg-type]
+    "data": (lambda: load_data("cifar-10"), "no data set is named 'cifar-10'.*cifar10"),
+    "importance": (lambda: PrunableNetwork(Small(), X, "l3"), "Unknown importance 'l3': choose one of l1, l2"),
+    "metric": (lambda: PruneEnv(metric="flops"), "Unknown metric 'flops': choose one of macs"),
+    "landing": (lambda: PruneEnv(landing="soft"), "Unknown landing 'soft': choose one of exact"),
+    "granularity": (lambda: PruneEnv(metric="params", granularity="3:2"), "Unknown granularity '3:2': choose"),
+    "device": (lambda: PruneEnv(device="gpu"), "Unknown device 'gpu': use auto, cpu or cuda"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_names_are_answered_with_known_ones(name: str) -> None:
+    ask, message = NAMES[name]
+    with pytest.raises(ValueError, match=message):
+        ask()
+
+
+def test_there_are_enough_cases() -> None:
+    tables = (REFUSED, ODD, PLANS, WEIGHTS, SPOILED, PRUNED, RECORDS, DATA, DATA_FILES, BUDGETS, NAMES)
+    assert sum(len(table) for table in tables) >= 120

@@ -1,0 +1,160 @@
+"""One-shot criteria: each against its definition, computed another way, on networks small enough for that."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import images
+from torch import nn
+
+from agents.one_shot import (
+    TEMPERATURE,
+    gradient_flow,
+    loss_gradients,
+    lottery,
+    magnitude,
+    synaptic_flow,
+    synflow,
+    unit_scores,
+    weight_size,
+)
+from agents.recorder import PlanRecorder
+from gnnrl_gym.evaluation.training import Recipe, train
+from gnnrl_gym.pruning.masks import group_of, top_mask
+from gnnrl_gym.pruning.sparsity import make_network
+
+
+def chain(seed: int = 0) -> nn.Sequential:
+    """64-8-10, for the digits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
+def convolutions() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(),
+            nn.Flatten(), nn.Linear(96, 10),
+        )  # fmt: skip
+
+
+def env_of(model: nn.Module, granularity: str = "unstructured", **changes: Any) -> Any:
+    arguments = {"search_images": 50, "recalibration_images": 32, "device": "cpu", **changes}
+    return gym.make("GNNRL-Mask-v0", model=model, granularity=granularity, **arguments)
+
+
+def mask_of(method: Any, env: Any, **settings: Any) -> np.ndarray:
+    recorder = PlanRecorder(env, 1)
+    method(recorder, 0, None, **settings)
+    assert recorder.spent == 1 and recorder.best is not None
+    return recorder.best
+
+
+def flat(values: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([values[name].flatten() for name in ("1.weight", "3.weight")])
+
+
+def test_magnitude_keeps_the_largest_weights_of_all_layers() -> None:
+    env = env_of(chain(), sparsity=0.8)
+    weights = flat(dict(chain().named_parameters())).detach().abs().numpy()
+    np.testing.assert_array_equal(mask_of(magnitude, env), weights >= np.sort(weights)[-env.unwrapped.keep])
+
+
+def test_a_filters_size_is_its_norm() -> None:
+    model = convolutions()
+    network = make_network(model, images(1, 1, 8, 8))
+    first, second = model[0].weight, model[3].weight
+    expected = torch.cat([first.flatten(1).norm(dim=1), second.flatten(1).norm(dim=1)])  # type: ignore[operator]
+    np.testing.assert_allclose(weight_size(network), expected.detach().numpy(), rtol=1e-6)
+
+
+def test_snip_is_the_change_of_the_loss_by_a_weights_factor() -> None:
+    """weight x gradient is the derivative with respect to a factor on the weight."""
+    model = chain().double()
+    x, y = images(20, 1, 8, 8).double(), torch.arange(20) % 10
+    gradients = loss_gradients(model, [(x[:10], y[:10]), (x[10:], y[10:])])
+    for name, row, column in (("1.weight", 2, 30), ("3.weight", 4, 5)):
+        losses = []
+        for factor in (1 + 1e-5, 1 - 1e-5):
+            changed = copy.deepcopy(model)
+            with torch.no_grad():
+                dict(changed.named_parameters())[name][row, column] *= factor
+            losses.append(sum(float(F.cross_entropy(changed(x[p]), y[p]).detach()) for p in (slice(10), slice(10, 20))))
+        saliency = dict(model.named_parameters())[name].detach() * gradients[name]
+        assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(float(saliency[row, column]), rel=1e-3, abs=1e-9)
+
+
+def test_grasp_is_the_change_of_the_gradients_norm() -> None:
+    """weight x Hg is half the derivative of the squared norm with respect to a factor on the weight."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10)).double()
+    x, y = images(20, 1, 8, 8).double(), torch.arange(20) % 10
+    found = gradient_flow(model, [(x, y)])
+
+    def squared_norm(changed: nn.Module) -> float:
+        loss = F.cross_entropy(changed(x) / TEMPERATURE, y)
+        return sum(float((g**2).sum()) for g in torch.autograd.grad(loss, list(changed.parameters())))
+
+    for name, row, column in (("1.weight", 2, 30), ("3.weight", 4, 5)):
+        norms = []
+        for factor in (1 + 1e-4, 1 - 1e-4):
+            changed = copy.deepcopy(model)
+            with torch.no_grad():
+                dict(changed.named_parameters())[name][row, column] *= factor
+            norms.append(squared_norm(changed))
+        assert (norms[0] - norms[1]) / 4e-4 == pytest.approx(float(found[name][row, column]), rel=1e-3)
+
+
+def test_synaptic_flow_is_conserved_and_counts_paths() -> None:
+    """The scores into a unit and out of it sum to the same (Tanaka et al. 2020, theorem 1), biases aside."""
+    model = chain()
+    nn.init.zeros_(model[1].bias)  # type: ignore[arg-type]
+    network = make_network(model, images(1, 1, 8, 8), "unstructured")
+    kept = np.random.default_rng(0).random(int(network.widths.sum())) < 0.5
+    scores = synaptic_flow(network, kept)
+    torch.testing.assert_close(scores["1.weight"].sum(1), scores["3.weight"].sum(0))
+    gone = torch.from_numpy(~kept)
+    assert (flat(scores)[gone] == 0).all()
+    first, second = (dict(model.named_parameters())[n].detach().double().abs() for n in ("1.weight", "3.weight"))
+    masks = torch.from_numpy(kept).split([512, 80])
+    first, second = first * masks[0].view(8, 64), second * masks[1].view(10, 8)
+    torch.testing.assert_close(scores["1.weight"], first * second.sum(0)[:, None])
+
+
+def test_synflow_prunes_gradually_to_the_exact_count() -> None:
+    env = env_of(chain(), sparsity=0.95)
+    once, many = (mask_of(synflow, env, rounds=rounds) for rounds in (1, 30))
+    assert once.sum() == many.sum() == env.unwrapped.keep
+    assert (once != many).any()
+    network = env.unwrapped.network
+    scores = unit_scores(network, synaptic_flow(network, np.ones(len(once), np.bool_)))
+    np.testing.assert_array_equal(once, top_mask(scores, env.unwrapped.keep, network.widths))
+    of = group_of(env.unwrapped.network.widths)
+    assert {0, 1} == set(of[many])  # no layer collapses
+
+
+def test_lottery_prunes_by_trained_weights_and_rewinds() -> None:
+    env, recipe = env_of(chain(), sparsity=0.7), Recipe(epochs=2)
+    mask = mask_of(lottery, env, recipe=recipe)
+    trained = train(chain(), env.unwrapped.data, recipe, 0)
+    scores = flat(dict(trained.named_parameters())).detach().abs().numpy()
+    np.testing.assert_array_equal(mask, top_mask(scores, env.unwrapped.keep, env.unwrapped.network.widths))
+    assert (mask != mask_of(magnitude, env)).any()
+    rewound = dict(env.unwrapped.rewound(mask).named_parameters())
+    initial = flat(dict(chain().named_parameters()))
+    assert torch.equal(flat(rewound), initial * torch.from_numpy(mask))
+
+
+def test_unit_scores_add_up_what_makes_a_filter() -> None:
+    model = convolutions()
+    network = make_network(model, images(1, 1, 8, 8))
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    # a 3x3 kernel of one input, bias, BatchNorm's scale and shift; then 3x3 of four inputs and a bias
+    assert unit_scores(network, ones).tolist() == [9 + 1 + 2] * 4 + [36 + 1] * 6
