@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -37,9 +38,11 @@ HYPERPARAMETERS: dict[str, Any] = {
 POLICY_KWARGS: dict[str, Any] = {"initial_mean": 0.5, "log_std_init": -0.7, "node_bias": True}
 
 # From a trained policy the search begins near its plan, and learns each group's offset from it: what the policy knows
-# stays (all of its weights free to move, it forgot faster than it learned), and fewer plans make a batch.
-ADAPTATION: dict[str, Any] = {"policy_kwargs": {"log_std_init": -1.0}, "learning_rate": 3e-2, "batch_size": 6}
-_ADAPTED = ("node_bias", "log_std", "value_net.", "mlp_extractor.value_net.")
+# stays (all of its weights free to move, it forgot faster than it learned), and fewer plans make a batch. Exploration
+# narrows as the evaluations are spent, from `log_std_init` to LAST_LOG_STD.
+ADAPTATION: dict[str, Any] = {"learning_rate": 3e-2, "batch_size": 6}
+LAST_LOG_STD = -2.0
+_ADAPTED = ("node_bias", "value_net.", "mlp_extractor.value_net.")
 
 
 class _StopWhenSpent(BaseCallback):
@@ -49,6 +52,19 @@ class _StopWhenSpent(BaseCallback):
 
     def _on_step(self) -> bool:
         return not self.recorder.exhausted
+
+
+class _Narrowing(_StopWhenSpent):
+    """Exploration shrinks evenly, on the scale of the log standard deviation."""
+
+    def __init__(self, recorder: PlanRecorder) -> None:
+        super().__init__(recorder)
+        self.first = float(POLICY_KWARGS["log_std_init"])
+
+    def _on_rollout_start(self) -> None:
+        share = self.recorder.spent / self.recorder.limit
+        with torch.no_grad():
+            self.model.policy.log_std.fill_(self.first + share * (LAST_LOG_STD - self.first))  # type: ignore[union-attr]
 
 
 def make_ppo(env: Any, seed: int = 0, device: str = "auto", tensorboard: Path | None = None, **settings: Any) -> PPO:
@@ -72,10 +88,11 @@ def _levels(env: Any) -> int:
     return int(env.get_attr("levels")[0] if isinstance(env, VecEnv) else env.get_wrapper_attr("levels"))
 
 
-def learn(agent: PPO, recorder: PlanRecorder, name: str = "tensorboard") -> None:
-    """Learn until the evaluations are spent."""
+def learn(agent: PPO, recorder: PlanRecorder, narrowing: bool = False) -> None:
+    """Learn until the evaluations are spent, with exploration that is learned too, or narrows."""
+    callback = (_Narrowing if narrowing else _StopWhenSpent)(recorder)
     with contextlib.suppress(EvaluationsExhausted):
-        agent.learn(10**9, callback=_StopWhenSpent(recorder), tb_log_name=name)
+        agent.learn(10**9, callback=callback, tb_log_name="tensorboard")
 
 
 def ppo(
@@ -104,7 +121,7 @@ def ppo(
         if policy is not None:
             _adapt(agent, policy)
             play_mean(agent, recorder)
-        learn(agent, recorder)
+        learn(agent, recorder, narrowing=policy is not None)
     finally:
         if out is not None:
             agent.save(out / POLICY)

@@ -24,6 +24,8 @@ def bench(
     evaluations: Annotated[int, typer.Option(help="Evaluations per search.")] = 400,
     budget: Annotated[float, typer.Option(help="Share of the dense MACs.")] = 0.5,
     workers: Annotated[int, typer.Option(help="Searches side by side, one thread each.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 30,
+    distill: Annotated[float, typer.Option(help="Weight of the dense network's outputs in fine-tuning.")] = 0.0,
     runs: Annotated[Path, typer.Option(help="Run folders of searches; finished ones are kept.")] = Path("runs/bench"),
     out: Annotated[Path, typer.Option(help="Folder of the JSON records.")] = RESULTS,
     tables: Annotated[bool, typer.Option(help="Rebuild tables and pictures of README.md and docs/.")] = False,
@@ -32,7 +34,7 @@ def bench(
     known = benchmarks()
     if unknown := [name for name in names or [] if name not in known]:
         raise ValueError(f"Unknown benchmark {unknown[0]!r}: choose from {', '.join(known)}.")
-    options = Options(seed, model, weights, data, seeds, evaluations, budget, workers, runs)
+    options = Options(seed, model, weights, data, seeds, evaluations, budget, workers, epochs, distill, runs)
     for name in names or []:
         typer.echo(f"{name}: {known[name].measure(options, out)}")
     if tables:

@@ -24,6 +24,7 @@ class Options:
         model, weights, data: for benchmarks on real networks; None where the benchmark chooses.
         seeds, evaluations, budget: of searches.
         workers: processes, each with one thread.
+        epochs, distill: of fine-tuning; the weight of the dense network's outputs in its loss.
         runs: folder for the run folders of searches, from which an interrupted benchmark resumes.
     """
 
@@ -35,6 +36,8 @@ class Options:
     evaluations: int = 400
     budget: float = 0.5
     workers: int = 1
+    epochs: int = 30
+    distill: float = 0.0
     runs: Path = Path("runs/bench")
 
 
@@ -95,6 +98,7 @@ def benchmarks() -> dict[str, Benchmark]:
         early_planted,
         early_pruning,
         environment_throughput,
+        finetuning,
         general_policy,
         latency_prediction,
         random_networks,
@@ -107,7 +111,7 @@ def benchmarks() -> dict[str, Benchmark]:
 
     found = (
         torchvision_coverage, slimming_exactness, random_networks, environment_throughput, search_comparison,
-        latency_prediction, general_policy, search_speed, reward_report,
+        latency_prediction, general_policy, search_speed, finetuning, reward_report,
         early_planted, early_pruning,
         bogp_retrieval, bogp_planted, bogp_mnist,
     )  # fmt: skip
