@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -62,9 +62,9 @@ class _Narrowing(_StopWhenSpent):
         self.first = float(POLICY_KWARGS["log_std_init"])
 
     def _on_rollout_start(self) -> None:
-        share = self.recorder.spent / self.recorder.limit
+        share, policy = self.recorder.spent / self.recorder.limit, cast(GraphPolicy, self.model.policy)
         with torch.no_grad():
-            self.model.policy.log_std.fill_(self.first + share * (LAST_LOG_STD - self.first))  # type: ignore[union-attr]
+            policy.log_std.fill_(self.first + share * (LAST_LOG_STD - self.first))
 
 
 def make_ppo(env: Any, seed: int = 0, device: str = "auto", tensorboard: Path | None = None, **settings: Any) -> PPO:
