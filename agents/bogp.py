@@ -44,11 +44,13 @@ def bogp(
 
     Raises:
         ImportError: BoTorch is not installed.
-        FileExistsError: `out` holds a run. ValueError: `out` holds a run of another question.
+        FileExistsError: `out` holds a run.
+        ValueError: `out` holds a run of another question, or the environment refuses the question.
     """
     require_botorch()
-    folder = _folder(Path(out), question, resume)
-    start, env = time.perf_counter(), question.environment(device)
+    folder = _checked(Path(out), question, resume)
+    start, env = time.perf_counter(), question.environment(device)  # before anything is written: it may refuse
+    write_atomic(folder / ASKED, lambda file: file.write(json.dumps(asdict(question)).encode()))
     with _one_thread_if_small(env):
         found = {name: _search(name, env, question, folder / name, progress) for name in SEARCHERS}
         trained = _trained(env, question, folder, {name: pick for name, (pick, _) in found.items()})
@@ -58,7 +60,7 @@ def bogp(
     return result
 
 
-def _folder(folder: Path, question: Question, resume: bool) -> Path:
+def _checked(folder: Path, question: Question, resume: bool) -> Path:
     asked = asdict(question)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not resume or not (folder / ASKED).is_file() or (folder / RESULT).is_file():
@@ -67,7 +69,6 @@ def _folder(folder: Path, question: Question, resume: bool) -> Path:
         for key in asked:
             if before.get(key) != asked[key]:
                 raise ValueError(f"{str(folder)!r} was run with {key}={before.get(key)!r}, not {asked[key]!r}.")
-    write_atomic(folder / ASKED, lambda file: file.write(json.dumps(asked).encode()))
     return folder
 
 

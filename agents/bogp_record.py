@@ -26,6 +26,9 @@ class Question:
         seed: of the pool and of the searches.
         final_epochs, final_seeds: of the training at the end; its seeds are none that the search has seen.
         controls: graphs drawn from the pool at random that are trained at the end, too.
+
+    Raises:
+        ValueError: a number of these four is below 1.
     """
 
     model: str = "mlp-64-64"
@@ -44,6 +47,11 @@ class Question:
     final_epochs: int = 20
     final_seeds: int = 3
     controls: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("evaluations", "final_epochs", "final_seeds", "controls"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
     def environment(self, device: str) -> RelationalEnv:
         """The environment in question."""

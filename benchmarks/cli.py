@@ -23,6 +23,7 @@ def bench(
     seeds: Annotated[int, typer.Option(help="Seeds per searcher.")] = 3,
     evaluations: Annotated[int, typer.Option(help="Evaluations per search.")] = 400,
     budget: Annotated[float, typer.Option(help="Share of the dense MACs.")] = 0.5,
+    methods: Annotated[str, typer.Option(help="Searchers to run, comma-separated; empty: all.")] = "",
     workers: Annotated[int, typer.Option(help="Searches side by side, one thread each.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 30,
     distill: Annotated[float, typer.Option(help="Weight of the dense network's outputs in fine-tuning.")] = 0.0,
@@ -34,7 +35,9 @@ def bench(
     known = benchmarks()
     if unknown := [name for name in names or [] if name not in known]:
         raise ValueError(f"Unknown benchmark {unknown[0]!r}: choose from {', '.join(known)}.")
-    options = Options(seed, model, weights, data, seeds, evaluations, budget, workers, epochs, distill, runs)
+    options = Options(
+        seed, model, weights, data, seeds, evaluations, budget, workers, epochs, distill, _split(methods), runs
+    )
     for name in names or []:
         typer.echo(f"{name}: {known[name].measure(options, out)}")
     if tables:
@@ -45,6 +48,10 @@ def bench(
     if not names and not tables:
         for benchmark in known.values():
             typer.echo(f"{benchmark.name:<24} {benchmark.summary}")
+
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def _pages(place: Path) -> list[Path]:

@@ -24,6 +24,7 @@ class Options:
         model, weights, data: for benchmarks on real networks; None where the benchmark chooses.
         seeds, evaluations, budget: of searches.
         workers: processes, each with one thread.
+        methods: searchers to run; none: all of the benchmark's.
         epochs, distill: of fine-tuning; the weight of the dense network's outputs in its loss.
         runs: folder for the run folders of searches, from which an interrupted benchmark resumes.
     """
@@ -38,6 +39,7 @@ class Options:
     workers: int = 1
     epochs: int = 30
     distill: float = 0.0
+    methods: tuple[str, ...] = ()
     runs: Path = Path("runs/bench")
 
 

@@ -29,16 +29,20 @@ POINTS = (50, 100, 200, 400)  # evaluations at which the table shows the best pl
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Every method and seed is a run folder; those that are finished are not run again."""
+    """Every method and seed is a run folder; those that are finished are not run again.
+
+    `--methods` chooses what is run; the record holds every finished run of the folder.
+    """
     model = options.model or DIGITS
     base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
-    jobs = [(method, seed) for method in METHODS for seed in _seeds(method, options)]
+    jobs = [(method, seed) for method in options.methods or METHODS for seed in _seeds(method, options)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, mp_context=context, initializer=_one_thread) as pool:
         pending = [pool.submit(_search, options, model, method, seed, base) for method, seed in jobs]
         for done in tqdm(as_completed(pending), total=len(pending), unit="search", disable=None):
             done.result()
-    rows = [_row(base / f"{method}-{seed}") for method, seed in jobs]
+    finished = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
+    rows = [_row(folder) for folder in finished]
     return {
         "model": model,
         "budget": options.budget,
@@ -86,6 +90,8 @@ def table(record: dict[str, Any]) -> str:
     rows = []
     for method in METHODS:
         runs = [row for row in record["rows"] if row["method"] == method]
+        if not runs:
+            continue
         cells = [f"{method} ({len(runs)} seeds)" if len(runs) > 1 else method, str(runs[0]["evaluations"])]
         cells.append(f"{statistics.mean(r['macs_ratio'] for r in runs):.2%}")
         cells += [_spread([r["best_so_far"][min(n, len(r["best_so_far"])) - 1] for r in runs]) for n in points]
@@ -100,6 +106,8 @@ def figure(record: dict[str, Any], path: Path) -> None:
     axes = canvas.add_subplot()
     for method in METHODS:
         runs = [row["best_so_far"] for row in record["rows"] if row["method"] == method]
+        if not runs:
+            continue
         curves = 100 * np.array([run + [run[-1]] * (record["evaluations"] - len(run)) for run in runs])
         places = np.arange(1, curves.shape[1] + 1)
         axes.plot(places, curves.mean(0), label=method)

@@ -30,7 +30,7 @@ PLANS = 3
 BUDGET = 0.5
 MEMORY, CPU_SECONDS = 16 << 30, 600  # of one process
 # the smallest images that the network takes, to save time: channels, not pixels, are what is checked
-_SIZES = {"vit_h_14": 224, "vit_": 224, "maxvit": 224, "swin_v2": 256, "swin": 224, "inception": 299, "googlenet": 128}
+_SIZES = {"vit_h_14": 56, "vit_": 224, "maxvit": 224, "swin_v2": 256, "swin": 224, "inception": 299, "googlenet": 128}
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -97,7 +97,9 @@ def _measure(name: str, seed: int) -> dict[str, Any]:
 
 
 def _build(name: str) -> nn.Module:
-    heads = {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    heads: dict[str, Any] = {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit_"):
+        heads = {"image_size": _size(name)}
     model = torchvision.models.get_model(name, weights=None, **heads).eval()
     randomise_statistics(model)
     for path, parameter in model.named_parameters():

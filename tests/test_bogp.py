@@ -148,6 +148,16 @@ def test_command_names_the_missing_extra_and_leaves_no_folder(tmp_path: Path, mo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("option, said", [
+    (("--density", "2"), "density"), (("--evaluations", "0"), "evaluations"), (("--model", "mlp"), "no model is named"),
+])  # fmt: skip
+def test_mistakes_are_said_and_leave_no_folder(tmp_path: Path, option: tuple[str, str], said: str) -> None:
+    pytest.importorskip("botorch", reason='needs botorch: pip install -e ".[bayesian]"')
+    shown = CliRunner().invoke(cli(), [*option, "--out", str(tmp_path / "run")])
+    assert isinstance(shown.exception, ValueError) and said in str(shown.exception)
+    assert not (tmp_path / "run").exists()
+
+
 def test_table_of_the_benchmark(run: tuple[BogpResult, Path]) -> None:
     row = bogp_mnist._row(run[0])
     text = bogp_mnist.table({"model": "mlp-16-16", "rows": [row, row]})
