@@ -117,7 +117,7 @@ MISTAKES = {
     "data that isn't there": (("search", "--model", "resnet20", "--data", "/no/such.npz"), "/no/such.npz"),
     "data that doesn't fit": (("search", "--model", "resnet20", "--data", "digits"), "images of 'digits'"),
     "weights that aren't there": (("search", "--weights", "none.pt"), "none.pt"),
-    "method": (("search", "--method", "guess"), "ppo, uniform, random"),
+    "method": (("search", "--method", "guess"), "uniform, random"),
     "metric": (("search", "--metric", "flops"), "macs, params"),
     "budget": (("search", "--budget", "2"), "budget"),
     "a budget that's no number": (("search", "--budget", "half"), "--budget"),
