@@ -33,7 +33,7 @@ HYPERPARAMETERS: dict[str, Any] = {
 # Rewards lie in [-1, 0] and good plans a few hundredths apart: entropy may count for no more than that.
 ENTROPY = 1e-3
 LARGEST_BUFFER = 2000  # transitions; the observations of one take about 0.2 MB for ResNet-56
-NOISE = (0.3, 0.05)  # standard deviation of the exploration noise, at the start and at the end, in actions of [-1, 1]
+NOISE = (0.6, 0.1)  # standard deviation of the exploration noise, at the start and at the end, in actions of [-1, 1]
 # Means start at a ratio of 0.75, beyond the budget: see agents.ppo.
 POLICY_KWARGS: dict[str, Any] = {"initial_mean": 0.5, "node_bias": True}
 
