@@ -44,7 +44,7 @@ def _finetune(base: Path, options: Options, method: str, seed: int) -> dict[str,
     source = base / f"{method}-{options.seed if method in WITHOUT_CHANCE else seed}"
     folder = base.with_name(f"{base.name}-finetuned-{options.epochs}-{options.distill:g}") / f"{method}-{seed}"
     if not (source / RESULT).is_file():
-        raise FileNotFoundError(f"No finished search in {str(source)!r}: run search-comparison with these options first.")
+        raise FileNotFoundError(f"No finished search in {str(source)!r}: run search-comparison first.")
     if not (folder / RESULT).is_file():
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("tensorboard"))
     result = SearchResult.load(folder)

@@ -120,6 +120,8 @@ def figure(record: dict[str, Any], path: Path) -> None:
 
 def _spread(values: list[float]) -> str:
     percent = [100 * value for value in values]
+    if not any(percent):  # no plan within the budget yet
+        return ""
     if len(percent) == 1:
         return f"{percent[0]:.1f}"
     return f"{statistics.mean(percent):.1f} ± {statistics.stdev(percent):.1f}"
