@@ -1,0 +1,106 @@
+"""DDPG, TD3 and SAC beside PPO and the controls, on the default environment."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from tqdm import tqdm
+
+from agents.ppo import POLICY
+from agents.recorder import LOG
+from agents.results import RESULT, SearchResult
+from agents.sb3 import make_sb3_env
+from agents.search import search
+from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE
+from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.evaluation.threads import fitting_threads
+from gnnrl_gym.zoo.models import DIGITS
+
+METHODS = ("uniform", "random", "ppo-fresh", "ddpg", "td3", "sac")  # ppo-fresh: no general policy to start from
+AGENTS: dict[str, type[BaseAlgorithm]] = {"ppo-fresh": PPO, "ddpg": DDPG, "td3": TD3, "sac": SAC}
+POINTS = (50, 100, 200, 400)
+LAST = 25  # evaluations at the end whose mean says what the agent has learned, not what it happened on
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Every method and seed is a run folder; those that are finished are not run again."""
+    model = options.model or DIGITS
+    base = options.runs / f"off-policy-{model}-{options.budget:g}-{options.evaluations}"
+    jobs = [(method, seed) for method in options.methods or METHODS for seed in _seeds(method, options)]
+    rows = [_row(options, method, seed, base) for method, seed in tqdm(jobs, unit="search", disable=None)]
+    return {"model": model, "budget": options.budget, "evaluations": options.evaluations, "rows": rows}
+
+
+def _seeds(method: str, options: Options) -> range:
+    return range(options.seed, options.seed + (1 if method in WITHOUT_CHANCE else options.seeds))
+
+
+def _row(options: Options, method: str, seed: int, base: Path) -> dict[str, Any]:
+    folder = base / f"{method}-{seed}"
+    env = gym.make(
+        "GNNRL-Prune-v0", model=options.model or DIGITS, weights=options.weights, data=options.data or "digits",
+        budget=options.budget,
+    )  # fmt: skip
+    if not (folder / RESULT).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted search
+        search(env, method.partition("-")[0], options.evaluations, seed, folder, **SETTINGS.get(method, {}))
+    result = SearchResult.load(folder)
+    scores = [json.loads(line)["search_accuracy"] for line in (folder / LOG).read_text().splitlines()]
+    keys = ("evaluations", "macs_ratio", "search_accuracy", "test_accuracy", "dense_test_accuracy", "seconds", "widths")
+    row = {"method": method, "seed": seed} | {key: getattr(result, key) for key in keys}
+    row["best_so_far"] = [round(float(best), 6) for best in np.maximum.accumulate(scores)]
+    row["last_mean"] = round(statistics.mean(scores[-LAST:]), 6)
+    return row | {"greedy_test_accuracy": _greedy(env, folder, method)}
+
+
+def _greedy(env: gym.Env[Any, Any], folder: Path, method: str) -> float | None:
+    """Test accuracy of the plan that a trained agent answers with, without exploration; None where there is none."""
+    if method not in AGENTS:
+        return None
+    agent, inner = AGENTS[method].load(folder / POLICY, device="cpu"), env.unwrapped
+    action = agent.predict(make_sb3_env(env).reset()[0], deterministic=True)[0]
+    plan = inner.peek((np.clip(action, -1, 1) + 1) / 2)  # type: ignore[attr-defined]
+    if plan is None:  # one step of it does not reach the budget
+        return None
+    with fitting_threads(inner.network):  # type: ignore[attr-defined]
+        return accuracy(inner.slim(plan), inner.data.test)  # type: ignore[attr-defined]
+
+
+def table(record: dict[str, Any]) -> str:
+    """A row per method, mean and standard deviation over seeds, in percent."""
+    points = [n for n in POINTS if n <= record["evaluations"]]
+    ends = [f"mean of the last {LAST}", "test of the best", "test of the greedy plan"]
+    rows = []
+    for method in METHODS:
+        runs = [row for row in record["rows"] if row["method"] == method]
+        if not runs:
+            continue
+        best = [_spread([run["best_so_far"][min(n, run["evaluations"]) - 1] for run in runs]) for n in points]
+        others = [_spread([run[key] for run in runs]) for key in ("last_mean", "test_accuracy", "greedy_test_accuracy")]
+        rows.append([f"{method} ({len(runs)} seeds)" if len(runs) > 1 else method, *best, *others])
+    return markdown_table(["method", *(f"search at {n}" for n in points), *ends], rows)
+
+
+def _spread(shares: list[float | None]) -> str:
+    values = [100 * share for share in shares if share is not None]
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else ""
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+BENCHMARK = Benchmark(
+    "off-policy",
+    "DDPG, TD3 and SAC beside PPO and the controls, on the default environment",
+    run,
+    table,
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}",
+)
