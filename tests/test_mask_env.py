@@ -170,10 +170,26 @@ def test_bad_actions_and_arguments(env: Any) -> None:
         ({"sparsity": 1.0}, "sparsity"),
         ({"weights": "file.pt"}, "pretrained"),
         ({"proxy_steps": 0}, "proxy_steps"),
+        ({"proxy_steps": 2.5}, "proxy_steps"),
+        ({"sparsity": "a"}, "sparsity"),
+        ({"init_seed": -1}, "init_seed"),
+        ({"granularity": "2:4"}, "channels, unstructured"),
+        ({"model": "cnn-4"}, "images of 'digits'"),
+        ({"model": chain(64, 9)}, "10 classes"),
         ({"render_mode": "human"}, "render_mode"),
     ):
         with pytest.raises(ValueError, match=word):
             MaskEnv(**{**SMALL, **changes})
+
+
+def test_nothing_is_trained_before_all_arguments_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*_: Any) -> None:
+        raise AssertionError("trained before the arguments were checked")
+
+    monkeypatch.setattr("gnnrl_gym.evaluation.objectives.train", work)
+    for changes, word in (({"sparsity": 0.99}, "at most"), ({"model": "cnn-4"}, "images of 'digits'")):
+        with pytest.raises(ValueError, match=word):
+            MaskEnv(objective="pretrained", **{**SMALL, **changes})
 
 
 # ---- objectives ------------------------------------------------------------------------------------------------

@@ -180,10 +180,14 @@ def test_a_module_is_accepted_and_left_alone() -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "density": ({"density": 0.0}, "density is a share"), "too sparse": ({"density": 0.2}, "more nodes"),
+    "density": ({"density": 0.0}, "density"), "too sparse": ({"density": 0.2}, "more nodes"),
     "scope": ({"scope": "all"}, "hidden, network"), "nodes": ({"nodes": 20}, "too few for 20 nodes"),
-    "pool": ({"pool_size": 1}, "at least 2 graphs"), "epochs": ({"epochs": 0}, "epochs"),
-    "shift": ({"shift": -1}, "below 0"),
+    "pool": ({"pool_size": 1}, "pool_size"), "epochs": ({"epochs": 0}, "epochs"),
+    "shift": ({"shift": -1}, "shift must"), "shift out of sight": ({"shift": 8}, "out of sight"),
+    "not a density": ({"density": "a"}, "density must"), "no number": ({"learning_rate": float("nan")}, "learning_rate"),
+    "no decay": ({"weight_decay": -1.0}, "weight_decay"), "no graph": ({"nodes": 1}, "nodes must"),
+    "empty layer": ({"model": "mlp-0-5"}, "0 units"), "pool seed": ({"pool_seed": -1}, "pool_seed"),
+    "half a node": ({"nodes": 8.5}, "nodes must"), "one hidden layer": ({"model": "mlp-16"}, "scope='network'"),
     "action": ({"action": "guess"}, "descriptors, index"), "model": ({"model": "mlp-"}, "no model is named"),
     "device": ({"device": "tpu9"}, "tpu9"), "render_mode": ({"render_mode": "human"}, "ansi"),
 }  # fmt: skip

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import copy
 import os
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
-import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from torch import nn
 
-from gnnrl_gym.envs.rendering import draw_plan, plan_table
+from gnnrl_gym.envs.checks import check_choice, check_share, check_whole
+from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs
 from gnnrl_gym.evaluation.accuracy import resolve_device
-from gnnrl_gym.evaluation.objectives import MaskEvaluator, proxy_of, weights_to_score
+from gnnrl_gym.evaluation.objectives import OBJECTIVES, MaskEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
-from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
-from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.masks import Kept, group_of, kept_units, top_mask, widths_of
 from gnnrl_gym.pruning.network import PrunableNetwork
-from gnnrl_gym.pruning.sparsity import CHANNELS, make_network
+from gnnrl_gym.pruning.sparsity import CHANNELS, UNSTRUCTURED, make_network
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
 from gnnrl_gym.zoo.early import EARLY
 from gnnrl_gym.zoo.models import DIGITS
 
-NOT_SCORED = -1.0  # not NaN: equal infos must compare equal
+GRANULARITIES = (CHANNELS, UNSTRUCTURED)
 
 
-class MaskEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
+class MaskEnv(NetworkEnv, EzPickle):
     """Choose which filters, or weights, of a network stay, at a fixed sparsity and before it is trained.
 
     ## Description
@@ -81,9 +78,8 @@ class MaskEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     * v0: first version.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}
-    levels = len(LEVELS)
-    plan_key = "mask"
+    evaluator: MaskEvaluator
+    plan_key = "mask"  # where `info` has it
 
     def __init__(
         self,
@@ -104,63 +100,59 @@ class MaskEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     ) -> None:
         self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         EzPickle.__init__(self, **self.arguments)
-        _check(render_mode, (None, *self.metadata["render_modes"]), "render_mode")
-        _check_numbers(pretrain_epochs, proxy_steps, search_images, recalibration_images)
-        if weights is not None and objective != "pretrained":
-            raise ValueError(f"weights are those that 'pretrained' scores; {objective!r} starts from init_seed.")
+        self._check_arguments()
         self.device, self.render_mode, self.objective = resolve_device(device), render_mode, objective
         self.data = data if isinstance(data, DataSplits) else load_data(data)
-        self.initial = self._initial(model).to(self.device).eval()
-        self.recipe = recipe_for(model).of(epochs=pretrain_epochs)
         self.granularity = granularity or _granularity(model)
-        self.network = self._prunable(self._scored(weights))
-        self.keep = kept_units(self.network.widths, sparsity)
-        self.group_of = group_of(self.network.widths)
-        proxy = proxy_of(objective, proxy_steps, self.recipe, init_seed)
-        search = self.data.search.take(search_images)
+        self.initial = self._initial(model)
+        self.initial_network = self._prunable(self.initial)
+        self.keep = kept_units(self.initial_network.widths, sparsity)
+        self.group_of = group_of(self.initial_network.widths)
+        self.recipe = recipe_for(model).of(epochs=pretrain_epochs)
+        self.network = self._scored_network(model, weights)
+        search, proxy = self.data.search.take(search_images), proxy_of(objective, proxy_steps, self.recipe, init_seed)
         self.evaluator = MaskEvaluator(
             self.network, self.data, search, recalibration_images, self.device, precision, proxy=proxy
         )
-        self._spaces()
+        self._make_spaces(len(self.group_of))
         self._restart()
 
-    def _initial(self, model: str | nn.Module) -> nn.Module:
-        if isinstance(model, nn.Module):
-            return copy.deepcopy(model)  # it may move to another device here
-        return load_model(model, "random", self.data.num_classes, seed=self.arguments["init_seed"])
-
-    def _scored(self, weights: str | os.PathLike[str] | None) -> nn.Module:
-        """The network that the objective scores: the initial one, or what training made of it."""
-        model = self.arguments["model"]
-        if weights is not None and isinstance(model, str):
-            return load_model(model, weights, self.data.num_classes).to(self.device)
-        if weights is not None:
+    def _check_arguments(self) -> None:
+        given = self.arguments
+        check_choice("objective", given["objective"], OBJECTIVES)
+        check_choice("granularity", given["granularity"], (None, *GRANULARITIES))
+        check_choice("render_mode", given["render_mode"], (None, *self.metadata["render_modes"]))
+        check_share("sparsity", given["sparsity"], "units")
+        check_whole(1, **{name: given[name] for name in ("pretrain_epochs", "proxy_steps", "search_images")})
+        check_whole(2, recalibration_images=given["recalibration_images"])
+        check_whole(0, init_seed=given["init_seed"])
+        if given["weights"] is None:
+            return
+        if given["objective"] != "pretrained":
+            raise ValueError(f"weights are those that 'pretrained' scores, not {given['objective']!r}: leave them out.")
+        if not isinstance(given["model"], str):
             raise ValueError("weights go with a model by name; give a module trained as it is to score.")
+
+    def _initial(self, model: str | nn.Module) -> nn.Module:
+        """The network with its initial weights, in eval mode, on the device."""
+        if isinstance(model, nn.Module):
+            module = copy.deepcopy(model)  # the caller's stays where it is
+        else:
+            module = load_model(model, "random", self.data.num_classes, seed=self.arguments["init_seed"])
+        check_outputs(module.to(self.device), self.data, self.device)
+        return module.eval()
+
+    def _scored_network(self, model: str | nn.Module, weights: str | os.PathLike[str] | None) -> PrunableNetwork:
+        """The network that the objective scores: the initial one, or what training made of it."""
+        if weights is not None:
+            return self._prunable(load_model(str(model), weights, self.data.num_classes).to(self.device))
         seed = self.arguments["init_seed"]
-        return weights_to_score(self.initial, self.data, self.objective, self.recipe, seed, self.device).eval()
+        scored = weights_to_score(self.initial, self.data, self.objective, self.recipe, seed, self.device)
+        return self.initial_network if scored is self.initial else self._prunable(scored.eval())
 
     def _prunable(self, module: nn.Module) -> PrunableNetwork:
-        x, _ = self.data.train.take(2, seed=1).tensors()
-        try:
-            with torch.no_grad():
-                outputs = module(x.to(self.device))
-        except RuntimeError as error:
-            shape = self.data.input_shape
-            raise ValueError(f"The network does not take images of {self.data.name!r}, {shape}: {error}") from error
-        if outputs.shape != (2, self.data.num_classes):
-            wanted = (2, self.data.num_classes)
-            raise ValueError(f"The network has outputs {tuple(outputs.shape)} for 2 images instead of {wanted}.")
-        return make_network(module, x[:1].to(self.device), self.granularity)
-
-    def _spaces(self) -> None:
-        self.observation_space = spaces.Graph(
-            spaces.Box(-4.0, 4.0, (len(NODE_FEATURES),), np.float32),
-            spaces.Box(-4.0, 4.0, (len(EDGE_FEATURES),), np.float32),
-        )
-        self.action_space = spaces.Box(0.0, 1.0, (len(self.group_of),), np.float32)
-        self.network.graph_builder.set_sensitivity(self.evaluator.sensitivity())
-        builder = self.network.graph_builder
-        self.max_nodes, self.max_edges = builder.nodes, len(builder.edges)
+        x, _ = self.data.train.take(1, seed=1).tensors()
+        return make_network(module, x.to(self.device), self.granularity)
 
     # ---- Gymnasium ------------------------------------------------------------------------------------------
 
@@ -183,24 +175,7 @@ class MaskEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self._running = False
         return self._observation(), self._accuracy - 1.0, True, False, self._info()
 
-    def render(self) -> Any:
-        """The layers with what is kept: text, or an image uint8 [H, W, 3]."""
-        if self.render_mode is None:
-            raise ValueError("Rendering needs gym.make(..., render_mode='ansi') or 'rgb_array'.")
-        draw = plan_table if self.render_mode == "ansi" else draw_plan
-        return draw(self.network, self.widths, {"units": self.keep / len(self.group_of)}, self._accuracy)
-
     # ---- what searchers use -----------------------------------------------------------------------------------
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations since the environment was made."""
-        return self.evaluator.evaluations
-
-    @property
-    def widths(self) -> Ints:
-        """Kept units of every layer, int64 [A]."""
-        return widths_of(self.mask, self.network.widths)
 
     def mask_of(self, action: Any) -> Kept:
         """Bool [U]: the mask of scores [U], with `keep` units and at least one in every layer.
@@ -208,23 +183,14 @@ class MaskEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         Raises:
             ValueError: another shape, NaN or infinity.
         """
-        scores = np.asarray(action)
-        if scores.shape != self.action_space.shape:
-            raise ValueError(f"The action must have shape {self.action_space.shape}, one score per unit.")
-        if not np.isfinite(scores).all():
-            raise ValueError(f"The action holds NaN or infinity at component {np.argmin(np.isfinite(scores))}.")
-        return top_mask(scores, self.keep, self.network.widths)
+        return top_mask(self._finite(action, "score per unit"), self.keep, self.network.widths)
 
     def evaluate(self, mask: Kept) -> float:
         """One evaluation: the search accuracy in [0, 1] of a mask bool [U], by the objective."""
-        self.mask, self._accuracy = mask, self.evaluator.score(mask)
+        self._accuracy = self.evaluator.score(mask)
+        self.mask, self.widths = mask, widths_of(mask, self.network.widths)
         self._episode_evaluations += 1
         return self._accuracy
-
-    @cached_property
-    def initial_network(self) -> PrunableNetwork:
-        """The network with its initial weights, with the units of `network`."""
-        return self.network if self.network.model is self.initial else self._prunable(self.initial)
 
     def rewound(self, mask: Kept) -> nn.Module:
         """The pruned network of a mask bool [U] with its initial weights, to be trained (weights: in `zeros_held`)."""
@@ -233,8 +199,11 @@ class MaskEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     # ---- inside -----------------------------------------------------------------------------------------------
 
     def _restart(self) -> None:
-        self.mask = np.ones(len(self.group_of), np.bool_)
+        self.mask, self.widths = np.ones(len(self.group_of), np.bool_), self.network.widths.copy()
         self._accuracy, self._episode_evaluations, self._running = NOT_SCORED, 0, False
+
+    def _limits(self) -> Mapping[str, float]:
+        return {"units": self.keep / len(self.group_of)}
 
     def _observation(self) -> spaces.GraphInstance:
         return self.network.graph(self.widths, self.keep / len(self.group_of))
@@ -243,7 +212,7 @@ class MaskEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         network, widths = self.network, self.widths
         return {
             "mask": self.mask.copy(),
-            "widths": widths,
+            "widths": widths.copy(),
             "macs_ratio": network.macs(widths) / network.macs(network.widths),
             "params_ratio": network.params(widths) / network.params(network.widths),
             "search_accuracy": self._accuracy,
@@ -254,15 +223,3 @@ class MaskEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
 
 def _granularity(model: str | nn.Module) -> str:
     return EARLY[model].granularity if isinstance(model, str) and model in EARLY else CHANNELS
-
-
-def _check(value: Any, allowed: tuple[Any, ...], name: str) -> None:
-    if value not in allowed:
-        raise ValueError(f"Unknown {name} {value!r}: choose one of {', '.join(map(str, allowed))}.")
-
-
-def _check_numbers(pretrain_epochs: int, proxy_steps: int, search_images: int, images: int) -> None:
-    if min(pretrain_epochs, proxy_steps, search_images) < 1 or images < 2:
-        raise ValueError(
-            "pretrain_epochs, proxy_steps and search_images must be at least 1, recalibration_images at least 2."
-        )

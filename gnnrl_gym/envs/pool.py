@@ -8,11 +8,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from gnnrl_gym.envs.checks import check_choice
+from gnnrl_gym.envs.network import NOT_SCORED
 from gnnrl_gym.relational.pool import GraphPool
 
 ACTIONS = ("descriptors", "index")
 NEIGHBOURS = 5
-NOT_SCORED = -1.0  # not NaN: equal infos must compare equal
 
 
 class PoolEnv(gym.Env[spaces.GraphInstance, Any]):
@@ -33,10 +34,8 @@ class PoolEnv(gym.Env[spaces.GraphInstance, Any]):
     plan_key = "graph"  # where `info` has the plan
 
     def __init__(self, pool: GraphPool, action: str = "descriptors", render_mode: str | None = None) -> None:
-        if action not in ACTIONS:
-            raise ValueError(f"Unknown action {action!r}: choose one of {', '.join(ACTIONS)}.")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"Unknown render_mode {render_mode!r}: choose one of None, ansi.")
+        check_choice("action", action, ACTIONS)
+        check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         self.pool, self.action, self.render_mode = pool, action, render_mode
         self.evaluations = 0
         self.seen: dict[int, float] = {}

@@ -7,31 +7,29 @@ import os
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
-import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.envs.budget import METRICS, Budget, Meter, budgets_by_metric
+from gnnrl_gym.envs.checks import check_choice, check_share, check_whole
 from gnnrl_gym.envs.landing import land, round_widths, to_steps, to_widths
-from gnnrl_gym.envs.rendering import draw_plan, plan_table
+from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs
 from gnnrl_gym.evaluation.accuracy import resolve_device
-from gnnrl_gym.evaluation.objectives import ObjectiveEvaluator, proxy_of, weights_to_score
+from gnnrl_gym.evaluation.objectives import OBJECTIVES, ObjectiveEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
-from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
 from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.pruning.importance import IMPORTANCES
 from gnnrl_gym.pruning.network import PrunableNetwork
-from gnnrl_gym.pruning.sparsity import make_network
+from gnnrl_gym.pruning.sparsity import CHANNELS, Granularity, make_network
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
 from gnnrl_gym.zoo.models import DIGITS
 
 LANDINGS = ("exact", "free")
-NOT_SCORED = -1.0  # not NaN: equal infos must compare equal
 
 
-class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
+class PruneEnv(NetworkEnv, EzPickle):
     """Prune a network to a budget, keep its accuracy.
 
     ## Description
@@ -91,8 +89,6 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     * v0: first version.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}
-    levels = len(LEVELS)
     plan_key = "widths"  # where `info` has the plan
 
     def __init__(
@@ -119,18 +115,11 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     ) -> None:
         self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         EzPickle.__init__(self, **self.arguments)
-        _check(metric, METRICS, "metric")
-        _check(landing, LANDINGS, "landing")
-        _check(render_mode, (None, *self.metadata["render_modes"]), "render_mode")
-        budgets = budgets_by_metric(budget, metric)
-        _check_numbers(floor, max_steps, round_to, search_images, recalibration_images)
+        budgets = self._checked_arguments(budget, metric)
         self.device = resolve_device(device)
         self.data = data if isinstance(data, DataSplits) else load_data(data)
-        # a module of the caller's is copied: it may move to another device here
-        own = copy.deepcopy(model) if isinstance(model, nn.Module) else None
-        named = "random" if objective and weights is None else weights
-        module = (load_model(str(model), named, self.data.num_classes) if own is None else own).to(self.device)
         recipe = recipe_for(model).of(epochs=pretrain_epochs)
+        module = self._module(model)
         if objective is not None:
             module = weights_to_score(module, self.data, objective, recipe, 0, self.device)
         self.metric, self.landing, self.max_steps, self.render_mode = ",".join(budgets), landing, max_steps, render_mode
@@ -153,37 +142,40 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         )
         self._steps: int | None = None  # None: no episode is running
         self._episode_evaluations = 0
-        self._spaces()
+        self._make_spaces(len(full))
         self._restart()
 
-    def _prunable(self, module: nn.Module, importance: str, images: int) -> PrunableNetwork:
-        x, y = self.data.train.take(images, seed=1).tensors()
-        x, y = x.to(self.device), y.to(self.device)
-        try:
-            with torch.no_grad():
-                outputs = module.eval()(x[:1])
-        except RuntimeError as error:
-            raise ValueError(
-                f"The network does not take the images of {self.data.name!r}, shape {self.data.input_shape}: {error}"
-            ) from error
-        if outputs.ndim != 2 or outputs.shape[1] != self.data.num_classes:
-            raise ValueError(
-                f"The network answers with shape {tuple(outputs.shape)}, but {self.data.name!r} has "
-                f"{self.data.num_classes} classes: use a network with that many outputs."
-            )
-        batch = (x, y) if importance == "taylor" else None
-        return make_network(module, x[:1], self.arguments["granularity"], importance, batch)
+    def _checked_arguments(self, budget: Budget, metric: str) -> dict[str, float]:
+        """Shares of the cost by metric, once all that can be checked without data and network is."""
+        given = self.arguments
+        check_choice("metric", metric, METRICS)
+        check_choice("importance", given["importance"], IMPORTANCES)
+        check_choice("landing", given["landing"], LANDINGS)
+        check_choice("objective", given["objective"], (None, *OBJECTIVES))
+        check_choice("render_mode", given["render_mode"], (None, *self.metadata["render_modes"]))
+        if given["granularity"] != CHANNELS:
+            Granularity.parse(given["granularity"])
+        check_share("floor", given["floor"], "units")
+        names = ("max_steps", "round_to", "search_images", "pretrain_epochs", "proxy_steps")
+        check_whole(1, **{name: given[name] for name in names})
+        check_whole(2, recalibration_images=given["recalibration_images"])
+        return budgets_by_metric(budget, metric)
 
-    def _spaces(self) -> None:
-        count = len(self.network.widths)
-        self.observation_space = spaces.Graph(
-            spaces.Box(-4.0, 4.0, (len(NODE_FEATURES),), np.float32),
-            spaces.Box(-4.0, 4.0, (len(EDGE_FEATURES),), np.float32),
-        )
-        self.action_space = spaces.Box(0.0, 1.0, (count,), np.float32)
-        self.network.graph_builder.set_sensitivity(self.evaluator.sensitivity())
-        builder = self.network.graph_builder
-        self.max_nodes, self.max_edges = builder.nodes, len(builder.edges)
+    def _module(self, model: str | nn.Module) -> nn.Module:
+        """The network as it is given, on the device."""
+        if isinstance(model, nn.Module):
+            module = copy.deepcopy(model)  # the caller's stays where it is
+        else:
+            weights, objective = self.arguments["weights"], self.arguments["objective"]
+            named = "random" if objective and weights is None else weights
+            module = load_model(str(model), named, self.data.num_classes)
+        check_outputs(module.to(self.device), self.data, self.device)
+        return module
+
+    def _prunable(self, module: nn.Module, importance: str, images: int) -> PrunableNetwork:
+        x, y = (part.to(self.device) for part in self.data.train.take(images, seed=1).tensors())
+        batch = (x, y) if importance == "taylor" else None
+        return make_network(module.eval(), x[:1], self.arguments["granularity"], importance, batch)
 
     @property
     def budget(self) -> float:
@@ -232,13 +224,6 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
             self._steps = None
         return self._observation(), reward, terminated, truncated, self._info()
 
-    def render(self) -> Any:
-        """The groups with what is kept and what it costs: text, or an image uint8 [H, W, 3]."""
-        if self.render_mode is None:
-            raise ValueError("Rendering needs gym.make(..., render_mode='ansi') or 'rgb_array'.")
-        draw = plan_table if self.render_mode == "ansi" else draw_plan
-        return draw(self.network, self.widths, self.budgets, self._accuracy)
-
     # ---- what searchers use -----------------------------------------------------------------------------------
 
     def cost_ratio(self, widths: Ints | None = None) -> float:
@@ -254,11 +239,6 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         """Whether a plan [A] (default: the present one) meets all budgets."""
         plan = self.widths if widths is None else widths
         return all(self.meter.ratio(metric, plan) <= budget for metric, budget in self.budgets.items())
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations since the environment was made; its slots count together."""
-        return self.evaluator.evaluations
 
     def evaluate(self, widths: Ints) -> float:
         """One evaluation: the recalibrated search accuracy in [0, 1] of a plan [A]."""
@@ -290,15 +270,13 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         self._accuracy, self._episode_evaluations = NOT_SCORED, 0
         self._steps = None
 
+    def _limits(self) -> Mapping[str, float]:
+        return self.budgets
+
     def _checked(self, action: Any) -> np.ndarray:
         if self._steps is None:
             raise RuntimeError("No episode is running: call reset() first.")
-        ratios = np.asarray(action, np.float64)
-        shape = self.action_space.shape
-        if ratios.shape != shape:
-            raise ValueError(f"The action must have shape {shape}, one ratio per channel group, got {ratios.shape}.")
-        if not np.isfinite(ratios).all():
-            raise ValueError(f"The action holds NaN or infinity at component {np.argmin(np.isfinite(ratios))}.")
+        ratios = self._finite(np.asarray(action, np.float64), "ratio per channel group")
         if (ratios < -1e-6).any() or (ratios > 1 + 1e-6).any():
             raise ValueError(f"Pruning ratios lie in [0, 1], got {ratios.min():.4g} to {ratios.max():.4g}.")
         return ratios.clip(0, 1)
@@ -327,17 +305,3 @@ class PruneEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
             "is_success": self.within_budget(),
             "evaluations": self._episode_evaluations,
         }
-
-
-def _check(value: Any, allowed: tuple[Any, ...], name: str) -> None:
-    if value not in allowed:
-        raise ValueError(f"Unknown {name} {value!r}: choose one of {', '.join(map(str, allowed))}.")
-
-
-def _check_numbers(floor: float, max_steps: int, round_to: int, search_images: int, images: int) -> None:
-    if not 0 <= floor < 1:
-        raise ValueError(f"floor is a share of units in [0, 1), got {floor}.")
-    if not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"round_to is a whole number of units, at least 1, got {round_to!r}.")
-    if min(max_steps, search_images) < 1 or images < 2:
-        raise ValueError("max_steps and search_images must be at least 1, recalibration_images at least 2.")

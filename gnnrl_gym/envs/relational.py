@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from torch import nn
 
+from gnnrl_gym.envs.checks import check_number, check_whole
 from gnnrl_gym.envs.pool import PoolEnv
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.relational.masks import Masking, weight_counts
@@ -90,10 +91,16 @@ class RelationalEnv(PoolEnv, EzPickle):
     ) -> None:
         self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         EzPickle.__init__(self, **self.arguments)
-        if min(epochs, train_seeds) < 1 or learning_rate <= 0 or min(weight_decay, shift) < 0:
-            raise ValueError("epochs and train_seeds are at least 1, learning_rate above 0, the others not below 0.")
+        check_whole(1, epochs=epochs, train_seeds=train_seeds)
+        check_whole(2, pool_size=pool_size)
+        check_whole(3, nodes=nodes)
+        check_whole(0, shift=shift, pool_seed=pool_seed)
+        check_number("above 0", density=density, learning_rate=learning_rate)
+        check_number("at least 0", weight_decay=weight_decay)
         found = resolve_device(device)
         self.data = data if isinstance(data, DataSplits) else load_data(data)
+        if shift >= min(self.data.input_shape[1:]):
+            raise ValueError(f"shift={shift} moves images of shape {self.data.input_shape} out of sight: give less.")
         # a module of the caller's is copied: it may move to another device here
         network = copy.deepcopy(model) if isinstance(model, nn.Module) else model
         example = network if isinstance(network, nn.Module) else make_network(network, self.data, 0)

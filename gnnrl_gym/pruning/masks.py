@@ -37,7 +37,8 @@ def kept_units(widths: Ints, sparsity: float) -> int:
     keep = units - round(sparsity * units)
     if keep < len(widths):
         raise ValueError(
-            f"sparsity={sparsity} leaves {keep} of {units} units, but each of the {len(widths)} layers keeps one."
+            f"sparsity={sparsity} leaves {keep} of {units} units, but each of the {len(widths)} layers keeps one: "
+            f"give {1 - len(widths) / units:.4g} at most."
         )
     return keep
 

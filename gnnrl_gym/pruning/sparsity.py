@@ -25,7 +25,7 @@ from gnnrl_gym.pruning.cost import Cost, macs_cost
 from gnnrl_gym.pruning.importance import Batch
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
 
-CHANNELS = "channels"
+CHANNELS, UNSTRUCTURED = "channels", "unstructured"
 WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear")
 
 Kept = npt.NDArray[np.bool_]
@@ -50,7 +50,7 @@ class Granularity:
         Raises:
             ValueError: anything else.
         """
-        if text == "unstructured":
+        if text == UNSTRUCTURED:
             return cls()
         if (block := re.fullmatch(r"block(\d+)x(\d+)", text)) and int(block[1]) * int(block[2]) > 1:
             return cls(int(block[1]), int(block[2]))

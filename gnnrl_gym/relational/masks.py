@@ -97,7 +97,10 @@ class Masking:
         inner = layers[1 if scope == "hidden" else 0 : -1]
         masked = [(name, layer) for name, layer in inner if getattr(layer, "groups", 1) == 1]
         if not masked:
-            raise ValueError(f"Scope {scope!r} leaves no layer to mask among {[name for name, _ in layers]}.")
+            raise ValueError(
+                f"Scope {scope!r} leaves no layer to mask among {[name for name, _ in layers]}: take a deeper network"
+                + (", or scope='network'." if scope == "hidden" else ".")
+            )
         names = tuple(name for name, _ in masked)
         shapes = tuple((*layer.weight.shape[:2], _area(layer.weight)) for _, layer in masked)
         dense: int = sum(layer.weight.numel() for name, layer in layers if name not in names)

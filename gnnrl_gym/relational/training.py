@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,12 +24,13 @@ def make_network(name: str, data: DataSplits, seed: int) -> nn.Module:
     """A network with random weights: `mlp-H1-H2-...` (ReLU between linear layers), or a name for `load_model`.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a layer without units.
     """
     if not _MLP.fullmatch(name):
         return load_model(name, "random", data.num_classes, seed=seed)
-    channels, height, width = data.input_shape
-    sizes = [channels * height * width, *map(int, name.split("-")[1:]), data.num_classes]
+    sizes = [math.prod(data.input_shape), *map(int, name.split("-")[1:]), data.num_classes]
+    if 0 in sizes:
+        raise ValueError(f"{name!r} has a layer of 0 units: every number in mlp-H1-H2-... is at least 1.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = [nn.Flatten()]

@@ -1,0 +1,102 @@
+"""What the environments share that prune one network: its graph, its pictures, and how it is made and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from gnnrl_gym.envs.rendering import draw_plan, plan_table
+from gnnrl_gym.evaluation.accuracy import PlanEvaluator
+from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
+from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.zoo import DataSplits
+
+NOT_SCORED = -1.0  # not NaN: equal infos must compare equal
+
+
+class NetworkEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
+    """A network that is pruned and scored. Subclasses say what an action means, and when a score is given.
+
+    Attributes:
+        network: the dense network and its groups. evaluator: scores it, and counts.
+        widths: the present plan, int64 [A].
+        max_nodes, max_edges: of its graph, which has the same nodes and edges at any widths.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}
+    levels = len(LEVELS)
+
+    arguments: dict[str, Any]
+    data: DataSplits
+    device: torch.device
+    network: PrunableNetwork
+    evaluator: PlanEvaluator
+    widths: Ints
+    _accuracy: float
+
+    def _make_spaces(self, components: int) -> None:
+        """The spaces, with an action component for each of so many parts; measures the graph's sensitivities."""
+        self.observation_space = spaces.Graph(
+            spaces.Box(-4.0, 4.0, (len(NODE_FEATURES),), np.float32),
+            spaces.Box(-4.0, 4.0, (len(EDGE_FEATURES),), np.float32),
+        )
+        self.action_space = spaces.Box(0.0, 1.0, (components,), np.float32)
+        builder = self.network.graph_builder
+        builder.set_sensitivity(self.evaluator.sensitivity())
+        self.max_nodes, self.max_edges = builder.nodes, len(builder.edges)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations since the environment was made; its slots count together."""
+        return self.evaluator.evaluations
+
+    def render(self) -> Any:
+        """The groups with what is kept: text, or an image uint8 [H, W, 3]."""
+        if self.render_mode is None:
+            raise ValueError("Rendering needs gym.make(..., render_mode='ansi') or 'rgb_array'.")
+        draw = plan_table if self.render_mode == "ansi" else draw_plan
+        return draw(self.network, self.widths, self._limits(), self._accuracy)
+
+    def _limits(self) -> Mapping[str, float]:
+        """The share that may stay, by what it is of."""
+        raise NotImplementedError
+
+    def _finite(self, action: Any, meaning: str) -> np.ndarray:
+        """The action as an array.
+
+        Raises:
+            ValueError: another shape, NaN or infinity.
+        """
+        values, shape = np.asarray(action), self.action_space.shape
+        if values.shape != shape:
+            raise ValueError(f"The action must have shape {shape}, one {meaning}, got {values.shape}.")
+        if not np.isfinite(values).all():
+            raise ValueError(f"The action holds NaN or infinity at component {np.argmin(np.isfinite(values))}.")
+        return values
+
+
+def check_outputs(module: nn.Module, data: DataSplits, device: torch.device) -> None:
+    """
+    Raises:
+        ValueError: `module` (put into eval mode) does not take the images, or has not an output for every class.
+    """
+    x, _ = data.train.take(2, seed=1).tensors()
+    try:
+        with torch.no_grad():
+            outputs = module.eval()(x.to(device))
+    except RuntimeError as error:
+        raise ValueError(
+            f"The network does not take the images of {data.name!r}, shape {data.input_shape}: {error}"
+        ) from error
+    if outputs.ndim != 2 or outputs.shape[1] != data.num_classes:
+        raise ValueError(
+            f"The network answers with shape {tuple(outputs.shape)}, but {data.name!r} has "
+            f"{data.num_classes} classes: use a network with that many outputs."
+        )
