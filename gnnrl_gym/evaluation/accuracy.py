@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnnrl_gym.evaluation.batched import BatchedCandidates, obstacle
 from gnnrl_gym.evaluation.folding import fold, foldable_pairs
 from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.graph.groups import Floats, Ints
@@ -69,6 +72,7 @@ class PlanEvaluator:
         recalibration_images: how many of the training images re-estimate the BatchNorm statistics.
         device: where candidates run.
         precision: auto, float32 or bfloat16, of scores (`fitting_dtype`); what `build` returns is float32.
+        batched: whether `prefetch` puts candidates into one batch (`gnnrl_gym.evaluation.batched`); None: on a GPU.
 
     Attributes:
         evaluations: plans scored so far, repeated ones included.
@@ -82,9 +86,11 @@ class PlanEvaluator:
         recalibration_images: int = 256,
         device: torch.device | None = None,
         precision: str = "auto",
+        batched: bool | None = None,
     ) -> None:
         self.network = network
         self.device = device or torch.device("cpu")
+        self.batched = self.device.type == "cuda" if batched is None else batched
         self.dtype = fitting_dtype(precision, network, self.device)
         self.evaluations = 0
         images, labels = train.take(recalibration_images, seed=1).tensors()
@@ -111,13 +117,25 @@ class PlanEvaluator:
         return self._scores[key]
 
     def prefetch(self, plans: Sequence[Ints]) -> None:
-        """Measure plans that are about to be scored side by side: a thread for each, as many as torch may use.
+        """Measure plans that are about to be scored side by side: in one batch on a GPU; on a CPU a thread for each, as
+        many as torch may use.
 
-        No evaluation by itself. Small batches don't fill several cores, several candidates do.
+        No evaluation by itself. Small batches don't fill a GPU or several cores, several candidates do.
         """
         missing = {plan_key(plan): plan for plan in plans if plan_key(plan) not in self._scores}
-        if self.device.type == "cpu" and min(len(missing), torch.get_num_threads()) > 1:
-            self._scores.update(zip(missing, _side_by_side(self._measure, list(missing.values())), strict=True))
+        together = list(missing.values())
+        if self.batched and len(missing) > 1 and self._candidates:
+            data = self._calibration, self._search, self._labels
+            self._scores.update(zip(missing, self._candidates.accuracies(together, *data, self.dtype), strict=True))
+        elif self.device.type == "cpu" and min(len(missing), torch.get_num_threads()) > 1:
+            self._scores.update(zip(missing, _side_by_side(self._measure, together), strict=True))
+
+    @cached_property
+    def _candidates(self) -> BatchedCandidates | None:
+        if reason := obstacle(self.network):
+            warnings.warn(f"Candidates are scored one by one, not in one batch: {reason}.", stacklevel=3)
+            return None
+        return BatchedCandidates(self.network, self.device)
 
     def remember(self, widths: Ints, accuracy: float) -> None:
         """Take a score that an earlier run has measured."""
