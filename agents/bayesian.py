@@ -55,13 +55,16 @@ def random_graphs(recorder: PlanRecorder, seed: int = 0, out: Path | None = None
 
 
 def require_botorch() -> None:
-    """Say which extra is missing.
+    """Import BoTorch, which takes seconds, or say which extra is missing.
 
     Raises:
         ImportError: BoTorch is not installed.
     """
     if find_spec("botorch") is None:
         raise ImportError("The searcher 'bayesian' needs botorch: pip install gnnrl_gym[bayesian]")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its dependencies use what torch is about to drop
+        import botorch  # noqa: F401
 
 
 class PoolOptimizer:

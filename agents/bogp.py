@@ -18,6 +18,7 @@ from agents.bayesian import bayesian, random_graphs, require_botorch
 from agents.bogp_record import BogpResult, Question, report
 from agents.recorder import LOG, EvaluationsExhausted, PlanRecorder, remembered
 from agents.results import RESULT, WEIGHTS, write_atomic
+from agents.run_folder import begin, free_folder
 from gnnrl_gym.envs.relational import RelationalEnv
 from gnnrl_gym.relational.masks import plain_state
 
@@ -39,8 +40,8 @@ def bogp(
     masked ones zero.
 
     Args:
-        out: run folder; it must not hold a run already, unless `resume` is given and it holds an unfinished one of
-            the same question: then what it has measured is taken from there.
+        out: run folder; it must not hold a run already.
+        resume: an unfinished run of the same question may be there; then what it has measured is taken from it.
 
     Raises:
         ImportError: BoTorch is not installed.
@@ -48,9 +49,10 @@ def bogp(
         ValueError: `out` holds a run of another question, or the environment refuses the question.
     """
     require_botorch()
-    folder = _checked(Path(out), question, resume)
+    resume = resume and (Path(out) / ASKED).is_file()
+    folder = Path(out) if resume else free_folder(out)
     start, env = time.perf_counter(), question.environment(device)  # before anything is written: it may refuse
-    write_atomic(folder / ASKED, lambda file: file.write(json.dumps(asdict(question)).encode()))
+    begin(out, asdict(question), resume, ASKED)
     with _one_thread_if_small(env):
         found = {name: _search(name, env, question, folder / name, progress) for name in SEARCHERS}
         trained = _trained(env, question, folder, {name: pick for name, (pick, _) in found.items()})
@@ -58,18 +60,6 @@ def bogp(
     write_atomic(folder / REPORT, lambda file: file.write(report(result).encode()))
     write_atomic(folder / RESULT, lambda file: file.write(json.dumps(asdict(result), indent=2).encode() + b"\n"))
     return result
-
-
-def _checked(folder: Path, question: Question, resume: bool) -> Path:
-    asked = asdict(question)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not resume or not (folder / ASKED).is_file() or (folder / RESULT).is_file():
-            raise FileExistsError(f"{str(folder)!r} is there already: choose another --out (or --resume).")
-        before = json.loads((folder / ASKED).read_text())
-        for key in asked:
-            if before.get(key) != asked[key]:
-                raise ValueError(f"{str(folder)!r} was run with {key}={before.get(key)!r}, not {asked[key]!r}.")
-    return folder
 
 
 @contextlib.contextmanager

@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
+from agents.bogp import ASKED
 from agents.bogp import bogp as run_bogp
 from agents.bogp_record import Question, report
+from agents.run_folder import read_asked
 from gnnrl_gym.relational.masks import SCOPES
 
 
@@ -34,20 +36,28 @@ def bogp(
     seed: Annotated[int, typer.Option(help="Of the pool and the searches.")] = 0,
     device: Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/bogp-MODEL-TIME]")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run in --out.")] = False,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
 ) -> None:
     """Find the relational graph whose sparse masks train best, by Bayesian optimisation; train and report it."""
+    if resume is not None:
+        _run(Question(**read_asked(resume, ASKED)), resume, device, resume=True)
+        return
     question = Question(
         model, data, density, scope, nodes, pool_size, epochs, learning_rate, weight_decay, shift,
         train_seeds, evaluations, seed, final_epochs, final_seeds, controls,
     )  # fmt: skip
-    if resume and out is None:
-        raise ValueError("--resume needs --out, the run folder to go on with.")
     folder = out or Path("runs") / f"bogp-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _run(question, folder, device, resume=False)
+
+
+def _run(question: Question, folder: Path, device: str, resume: bool) -> None:
+    console = Console()
     try:
         result = run_bogp(question, folder, device, progress=True, resume=resume)
     except ImportError as error:  # BoTorch is an extra: said in a sentence
         raise ValueError(str(error)) from error
-    console = Console()
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. To go on: gnnrl bogp --resume {folder}")
+        raise
     console.print(Markdown(report(result)))
     console.print(f"run folder: {folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,9 @@ import gymnasium as gym
 import numpy as np
 
 from agents.results import RESULT, machine, versions
+from gnnrl_gym.checks import check_whole
 from gnnrl_gym.envs.relational import RelationalEnv
+from gnnrl_gym.files import read_json
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Question:
         controls: graphs drawn from the pool at random that are trained at the end, too.
 
     Raises:
-        ValueError: a number of these four is below 1.
+        ValueError: a number of these is out of range, or there are more evaluations or controls than graphs.
     """
 
     model: str = "mlp-64-64"
@@ -49,9 +50,12 @@ class Question:
     controls: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "final_epochs", "final_seeds", "controls"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        names = ("evaluations", "final_epochs", "final_seeds", "controls")
+        check_whole(1, **{name: getattr(self, name) for name in names})
+        check_whole(0, seed=self.seed)
+        for name in ("evaluations", "controls"):
+            if getattr(self, name) > self.pool_size:
+                raise ValueError(f"{name}={getattr(self, name)} is more than the {self.pool_size} graphs of the pool.")
 
     def environment(self, device: str) -> RelationalEnv:
         """The environment in question."""
@@ -114,11 +118,15 @@ class BogpResult:
 
         Raises:
             FileNotFoundError: the run is not finished, or there is none.
+            ValueError: the record is damaged or of another kind.
         """
         path = Path(folder) / RESULT
         if not path.is_file():
             raise FileNotFoundError(f"No {RESULT} in {os.fspath(folder)!r}: no finished run of `gnnrl bogp`.")
-        return cls(**json.loads(path.read_text()))
+        try:
+            return cls(**read_json(path))
+        except TypeError as error:
+            raise ValueError(f"{path} is not the record of a run of `gnnrl bogp`: {error}") from error
 
 
 def report(result: BogpResult) -> str:

@@ -17,10 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
+from agents.bogp_cli import bogp
 from agents.early_cli import early
 from agents.refine import evaluate_run, finetune_run
 from agents.results import RESULT, SearchResult
-from agents.search import read_search
+from agents.run_folder import read_asked
 from agents.search import search as run_search
 from agents.searchers import SEARCHERS
 from agents.transfer import save_policy, train_policy
@@ -87,7 +88,7 @@ def search(
 
 def _resumed(folder: Path) -> tuple[Path, SearchResult]:
     """Go on with the search of a run folder as it was asked for."""
-    asked = read_search(folder)
+    asked = read_asked(folder)
     env = gym.make("GNNRL-Prune-v0", **asked.pop("environment"))
     return folder, run_search(env, **asked, out=folder, progress=True, resume=True)
 
@@ -195,6 +196,7 @@ def _show(result: SearchResult) -> None:
 
 
 app.command()(early)
+app.command()(bogp)
 
 
 def _add_foreign_commands() -> None:
@@ -210,7 +212,7 @@ def main() -> None:
     _add_foreign_commands()
     try:
         app()
-    except (ValueError, FileNotFoundError, FileExistsError, UnsupportedOperation) as error:
+    except (ValueError, OSError, UnsupportedOperation) as error:
         Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import gymnasium as gym
 import typer
@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.early import METHODS, default_recipe
+from agents.early import METHODS, check_request
 from agents.early import early as run_early
 from agents.results import SearchResult
+from agents.run_folder import free_folder, read_asked
 from gnnrl_gym.evaluation.objectives import OBJECTIVES
+from gnnrl_gym.evaluation.training import Recipe, recipe_for
 from gnnrl_gym.zoo.early import EARLY
 from gnnrl_gym.zoo.models import DIGITS
 
@@ -40,19 +42,40 @@ def early(
     control: Annotated[bool, typer.Option(help="Train random units with the same counts per layer too.")] = True,
     device: Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/MODEL-early-METHOD-TIME]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
 ) -> None:
     """Prune a network before training: search a mask, prune, rewind to the initial weights, train, test."""
+    if resume is not None:
+        _go_on(resume)
+        return
     if data is None and model != DIGITS:
         raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
     share = sparsity if sparsity is not None else (0.0 if method == "dense" else SPARSITY)
     folder = out or Path("runs") / f"{model}-early-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    recipe = recipe_for(model).of(epochs=epochs)
+    check_request(method, evaluations, seed)
+    free_folder(folder)  # before the environment, which may train the dense network first
     env = gym.make(
         "GNNRL-Mask-v0", model=model, data=data or "digits", sparsity=share, objective=objective,
         granularity=granularity, init_seed=seed, weights=weights, pretrain_epochs=pretrain_epochs,
         proxy_steps=proxy_steps, search_images=search_images, device=device,
     )  # fmt: skip
-    recipe = default_recipe(env.unwrapped).of(epochs=epochs)  # type: ignore[arg-type]
-    _show(run_early(env, method, evaluations, seed, folder, recipe, control, progress=True))
+    _run(env, folder, method=method, evaluations=evaluations, seed=seed, recipe=recipe, control=control)
+
+
+def _go_on(folder: Path) -> None:
+    """With the run of a folder as it was asked for."""
+    asked = read_asked(folder)
+    env, recipe = gym.make("GNNRL-Mask-v0", **asked.pop("environment")), Recipe(**asked.pop("recipe"))
+    _run(env, folder, **asked, recipe=recipe, resume=True)
+
+
+def _run(env: gym.Env[Any, Any], folder: Path, **asked: Any) -> None:
+    try:
+        _show(run_early(env, out=folder, progress=True, **asked))
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. To go on: gnnrl early --resume {folder}")
+        raise
 
 
 def _show(result: SearchResult) -> None:

@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from gnnrl_gym.envs.prune_vector import prefetch
 from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.pruning.masks import digest
 
 LOG = "evaluations.jsonl"
+MOST_UNITS = 20_000  # masks of more are logged by their digest: a line of 266,200 weights would have a megabyte
 
 
 class EvaluationsExhausted(Exception):
@@ -140,7 +142,7 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
             return
         line = {"evaluation": self.spent, "search_accuracy": accuracy, "is_success": bool(info["is_success"])}
         line |= {key: float(value) for key, value in info.items() if key.endswith("_ratio")}
-        line |= {self.plan_key: np.asarray(info[self.plan_key]).tolist()}
+        line |= {self.plan_key: _logged(np.asarray(info[self.plan_key]))}
         if self.spent <= len(self._known):
             self._check_known(line)
             return
@@ -175,6 +177,10 @@ class SlotRecorder(gym.Wrapper[Any, Any, Any, Any]):
         return self.recorder.step_in(self.env, action)
 
 
+def _logged(plan: np.ndarray) -> Any:
+    return plan.tolist() if plan.size <= MOST_UNITS else digest(plan)
+
+
 def remembered(folder: Path) -> list[dict[str, Any]]:
     """The evaluations of a run folder, as `evaluations.jsonl` holds them. A half-written last line is cut off."""
     path, found = folder / LOG, []
@@ -184,7 +190,10 @@ def remembered(folder: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break
-        found.append(json.loads(line))
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"Line {len(found) + 1} of {str(path)!r} is damaged: {error}") from error
         whole += len(line)
     with path.open("r+b") as file:
         file.truncate(whole)

@@ -14,8 +14,12 @@ import torch
 from torch import nn
 
 from gnnrl_gym import PrunableNetwork
+from gnnrl_gym.envs.network import NetworkEnv
+from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.export import read_slim, rebuild_slim
+from gnnrl_gym.files import read_json
 from gnnrl_gym.files import write_atomic as write_atomic
+from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.pruning.timing import processor
 from gnnrl_gym.zoo import load_model
@@ -90,8 +94,8 @@ class SearchResult:
         if not path.is_file():
             raise FileNotFoundError(f"No {RESULT} in {os.fspath(folder)!r}: give the folder that `gnnrl search` wrote.")
         try:
-            return cls(**json.loads(path.read_text()), out=os.fspath(folder))
-        except (json.JSONDecodeError, TypeError) as error:
+            return cls(**read_json(path), out=os.fspath(folder))
+        except TypeError as error:
             raise ValueError(f"{path} is not the record of a search: {error}") from error
 
     def network(self, model: nn.Module | None = None) -> PrunableNetwork:
@@ -123,6 +127,36 @@ class SearchResult:
         if self.out is None:
             raise ValueError("This result has no run folder: search with out=... to keep the pruned network.")
         return Path(self.out) / WEIGHTS
+
+
+def name_of(model: str | nn.Module) -> str:
+    """How a record calls a network: its name, or the class of a module."""
+    return model if isinstance(model, str) else type(model).__name__
+
+
+def environment_record(env: NetworkEnv) -> dict[str, Any]:
+    """The environment's arguments; modules and data sets by name."""
+    return env.arguments | {"model": name_of(env.arguments["model"]), "data": env.data.name}
+
+
+def common_keys(env: NetworkEnv, plan: Ints) -> dict[str, Any]:
+    """What every record of a plan [A] says of it and of the network that it prunes."""
+    network, weights = env.network, env.arguments["weights"]
+    costs = {"macs_ratio": network.macs, "params_ratio": network.params, "memory_ratio": network.memory}
+    return {
+        "model": name_of(env.arguments["model"]),
+        "weights": None if weights is None else os.fspath(weights),
+        "data": env.data.name,
+        "widths": plan.tolist(),
+        **{name: cost(plan) / cost(network.widths) for name, cost in costs.items()},
+        "dense_test_accuracy": accuracy(network.model, env.data.test),
+    }
+
+
+def settings_record(env: NetworkEnv, *names: str) -> dict[str, Any]:
+    """The arguments `names` of an environment, and of what shape its data are."""
+    shape = {"input_shape": list(env.data.input_shape), "num_classes": env.data.num_classes}
+    return {name: env.arguments[name] for name in names} | shape
 
 
 def versions() -> dict[str, str]:

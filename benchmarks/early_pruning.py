@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import shutil
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from agents.early import early
 from agents.results import RESULT, SearchResult
+from agents.run_folder import SEARCH
 from benchmarks.registry import Benchmark, Options, markdown_table
 from gnnrl_gym.evaluation.training import RECIPES
 
@@ -123,7 +123,6 @@ def _finished(base: Path, job: Job, seed: int) -> bool:
 
 def _run(options: Options, model: str, job: Job, seed: int, base: Path) -> None:
     folder = _folder(base, job, seed)
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     trained = _folder(base, DENSE, seed) / "pruned.pt"
     env = gym.make(
         "GNNRL-Mask-v0",
@@ -136,7 +135,7 @@ def _run(options: Options, model: str, job: Job, seed: int, base: Path) -> None:
         search_images=SEARCH_IMAGES[model],
         device="cpu",
     )
-    early(env, job.method, job.evaluations or options.evaluations, seed, folder)
+    early(env, job.method, job.evaluations or options.evaluations, seed, folder, resume=(folder / SEARCH).is_file())
 
 
 def _row(folder: Path) -> dict[str, Any]:

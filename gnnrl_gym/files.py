@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,21 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:  # also of bytes that are no text
+        raise ValueError(f"{str(path)!r} is damaged: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} is damaged: it holds no JSON object.")
+    return found
 
 
 def cache_folder() -> Path:

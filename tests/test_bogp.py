@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
 import agents.bayesian as bayesian_module
 import agents.bogp as module
+from agents import cli
 from agents.bogp import bogp
-from agents.bogp_cli import bogp as command
 from agents.bogp_record import BogpResult, Question, report
 from benchmarks import bogp_mnist
 from gnnrl_gym.relational.training import make_network
@@ -124,37 +123,62 @@ def test_another_question_is_not_resumed(run: tuple[BogpResult, Path], tmp_path:
         BogpResult.load(folder)
 
 
-def cli() -> typer.Typer:
-    app = typer.Typer()
-    app.command()(command)
-    return app
-
-
 def test_command(tmp_path: Path) -> None:
     pytest.importorskip("botorch", reason='needs botorch: pip install -e ".[bayesian]"')
     arguments = {"model": "mlp-16-16", "density": 0.5, "nodes": 8, "pool-size": 6, "evaluations": 4, "epochs": 1,
                  "final-epochs": 1, "final-seeds": 2, "controls": 2, "device": "cpu",
                  "out": tmp_path / "run"}  # fmt: skip
-    shown = CliRunner().invoke(cli(), [part for key, value in arguments.items() for part in (f"--{key}", str(value))])
+    options = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
+    shown = CliRunner().invoke(cli.app, ["bogp", *options])
     assert shown.exit_code == 0, shown.output
     assert "random search" in shown.output
     assert BogpResult.load(tmp_path / "run").settings["pool_size"] == 6
 
 
+def test_command_goes_on_after_ctrl_c(
+    run: tuple[BogpResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("COLUMNS", "300")
+    folder = tmp_path / "run"
+    shutil.copytree(run[1], folder)
+    for file in ("result.json", "report.md"):
+        (folder / file).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_trained", killed)
+        stopped = CliRunner().invoke(cli.app, ["bogp", "--resume", str(folder), "--device", "cpu"])
+    assert stopped.exit_code == 130 and f"gnnrl bogp --resume {folder}" in stopped.output
+    done = CliRunner().invoke(cli.app, ["bogp", "--resume", str(folder), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert replace(BogpResult.load(folder), seconds=0) == replace(run[0], seconds=0)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\xfa", b"[]", b"{}", b"{"])
+def test_damaged_record_is_named(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "result.json").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"result\.json"):
+        BogpResult.load(tmp_path)
+
+
 def test_command_names_the_missing_extra_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bayesian_module, "find_spec", lambda name: None)
-    shown = CliRunner().invoke(cli(), ["--out", str(tmp_path / "run")])
+    shown = CliRunner().invoke(cli.app, ["bogp", "--out", str(tmp_path / "run")])
     assert isinstance(shown.exception, ValueError) and "gnnrl_gym[bayesian]" in str(shown.exception)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("option, said", [
     (("--density", "2"), "density"), (("--evaluations", "0"), "evaluations"), (("--model", "mlp"), "no model is named"),
+    (("--model", "mlp-0-5"), "0 units"), (("--nodes", "1"), "nodes must"), (("--seed", "-1"), "seed must"),
+    (("--evaluations", "65"), "64 graphs"), (("--controls", "65"), "64 graphs"), (("--resume", "no/run"), "no/run"),
+    (("--learning-rate", "nan"), "learning_rate"), (("--weight-decay", "-1"), "weight_decay"),
 ])  # fmt: skip
 def test_mistakes_are_said_and_leave_no_folder(tmp_path: Path, option: tuple[str, str], said: str) -> None:
     pytest.importorskip("botorch", reason='needs botorch: pip install -e ".[bayesian]"')
-    shown = CliRunner().invoke(cli(), [*option, "--out", str(tmp_path / "run")])
-    assert isinstance(shown.exception, ValueError) and said in str(shown.exception)
+    shown = CliRunner().invoke(cli.app, ["bogp", *option, "--out", str(tmp_path / "run")])
+    assert isinstance(shown.exception, (ValueError, OSError)) and said in str(shown.exception)
     assert not (tmp_path / "run").exists()
 
 

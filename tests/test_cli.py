@@ -123,6 +123,8 @@ MISTAKES = {
     "a budget that's no number": (("search", "--budget", "half"), "--budget"),
     "evaluations": (("search", "--evaluations", "0"), "evaluations"),
     "device": (("search", "--device", "tpu9"), "tpu9"),
+    "seed": (("search", "--seed", "-1", "--device", "cpu"), "seed"),
+    "a folder below a file": (("search", "--method", "uniform", "--device", "cpu", "--out", "/dev/null/run"), "null"),
     "unknown option": (("search", "--speed", "3"), "--speed"),
     "unknown command": (("prune",), "prune"),
     "no run to finetune": (("finetune", "no/such/run"), "no/such/run"),
@@ -157,11 +159,19 @@ def test_occupied_folder_is_refused(shell: Shell, run: Path) -> None:
     assert (run / "result.json").read_text() == before
 
 
-@pytest.mark.parametrize("damage", ["{", "[]"])
-def test_damaged_run_is_refused(shell: Shell, run: Path, damage: str) -> None:
-    (run / "result.json").write_text(damage)
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"{}", b"\xff\xfe\xfa"])
+def test_damaged_run_is_refused(shell: Shell, run: Path, damage: bytes) -> None:
+    (run / "result.json").write_bytes(damage)
     code, _, err = shell("evaluate", run)
     assert code == 2 and "result.json" in err
+
+
+def test_damaged_log_is_named(shell: Shell, run: Path) -> None:
+    (run / "result.json").unlink()
+    log = run / "evaluations.jsonl"
+    log.write_bytes(b"\xff\n" + log.read_bytes())
+    code, _, err = shell("search", "--resume", run)
+    assert code == 2 and "Line 1 of" in err and "evaluations.jsonl" in err
 
 
 def test_run_without_its_network_is_refused(shell: Shell, run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
-from agents import cli
-from agents.early import CURVE, METHODS, early, train_mask
+from agents import cli, early_training
+from agents.early import CURVE, METHODS, early
+from agents.early_training import train_mask
 from agents.recorder import LOG
 from agents.results import RESULT, SearchResult
 from benchmarks import early_planted, early_pruning
@@ -86,6 +89,88 @@ def test_training_starts_from_the_initial_weights_and_zeros_stay(weights_env: An
     assert (weights(free)[~kept] != 0).any()
 
 
+# ---- going on after a kill ---------------------------------------------------------------------------------------
+
+
+def chain_env() -> Any:
+    """Weights of a chain of linear layers, whose scores come from the mask before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
+    return gym.make("GNNRL-Mask-v0", model=model, granularity="unstructured", sparsity=0.8, **SMALL)
+
+
+def killed_at(evaluation: int | None, env: Any, out: Path, patch: pytest.MonkeyPatch, **settings: Any) -> None:
+    """A run that dies at an evaluation, or, at None, while it trains the control."""
+    evaluator, score, left = env.unwrapped.evaluator, env.unwrapped.evaluator.score, [evaluation]
+
+    def dying_score(mask: np.ndarray) -> float:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] = None if left[0] is None else left[0] - 1
+        return float(score(mask))
+
+    def dying_control(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with patch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(evaluator, "score", dying_score)
+        if evaluation is None:
+            patched.setattr("agents.early.train_mask", dying_control)
+        early(env, out=out, **settings)
+    evaluator._scores.clear()  # another process remembers nothing
+    assert not (out / RESULT).exists()
+
+
+@pytest.mark.parametrize("made", ["filters", "weights", "digests", "chain"])
+@pytest.mark.parametrize("evaluation", [7, None])
+def test_resumed_equals_uninterrupted(
+    env: Any, weights_env: Any, made: str, evaluation: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"method": "annealing", "evaluations": 12, "seed": 1, "recipe": SHORT}
+    if made == "digests":
+        monkeypatch.setattr("agents.recorder.MOST_UNITS", 100)
+    chosen, fresh = (chain_env(), chain_env()) if made == "chain" else (env if made == "filters" else weights_env,) * 2
+    whole = early(chosen, out=tmp_path / "whole", **asked)
+    chosen.unwrapped.evaluator._scores.clear()
+    killed_at(evaluation, fresh, tmp_path / "killed", monkeypatch, **asked)
+    resumed = early(chain_env() if made == "chain" else fresh, out=tmp_path / "killed", resume=True, **asked)
+    for file in (CURVE, LOG):
+        assert (tmp_path / "killed" / file).read_text() == (tmp_path / "whole" / file).read_text()
+    assert replace(resumed, out=None, seconds=0.0) == replace(whole, out=None, seconds=0.0)
+    weights = [result.pruned(fresh.unwrapped.initial).state_dict() for result in (whole, resumed)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_what_was_measured_and_trained_is_not_done_again(
+    env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"method": "random", "evaluations": 8, "seed": 2, "recipe": SHORT}
+    env.unwrapped.evaluator._scores.clear()
+    killed_at(None, env, tmp_path / "run", monkeypatch, **{**asked, "method": "annealing"})
+    measured, trained = [], []
+    measure, train_ = env.unwrapped.evaluator._measure, early_training.train
+    monkeypatch.setattr(env.unwrapped.evaluator, "_measure", lambda mask: measured.append(mask) or measure(mask))
+    monkeypatch.setattr(early_training, "train", lambda *a: trained.append(a) or train_(*a))
+    early(env, out=tmp_path / "run", resume=True, **{**asked, "method": "annealing"})
+    assert not measured and len(trained) == 1  # the control
+
+
+def test_another_run_is_not_resumed(env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"method": "annealing", "evaluations": 8, "recipe": SHORT}
+    killed_at(5, env, tmp_path / "run", monkeypatch, **asked)
+    for changes, said in (({"seed": 4}, "seed=0, not 4"), ({"recipe": Recipe(epochs=2)}, "recipe=")):
+        with pytest.raises(ValueError, match=said):
+            early(env, out=tmp_path / "run", resume=True, **{**asked, **changes})
+    with pytest.raises(FileExistsError, match="--resume"):
+        early(env, out=tmp_path / "run", **asked)
+    with pytest.raises(FileNotFoundError, match="No search to resume"):
+        early(env, out=tmp_path / "other", resume=True, **asked)
+    early(env, out=tmp_path / "run", resume=True, **asked)
+    with pytest.raises(FileExistsError, match="finished"):
+        early(env, out=tmp_path / "run", resume=True, **asked)
+
+
 def test_the_search_does_not_see_the_test_split(env: Any) -> None:
     other = load_data("digits")
     object.__setattr__(other, "test", other.search)
@@ -116,6 +201,52 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = SearchResult.load(folder)
     assert result.settings["sparsity"] == 0.4 and result.control_accuracy is not None
     assert f"{result.test_accuracy:.2%}" in done.output
+
+
+def test_command_line_goes_on_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    options = ["--method", "annealing", "--evaluations", "6", "--epochs", "1", "--search-images", "50", "--seed", "3",
+               "--device", "cpu", "--out"]  # fmt: skip
+    invoke = CliRunner().invoke
+    assert invoke(cli.app, ["early", *options, str(tmp_path / "whole")]).exit_code == 0
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("agents.early.train_mask_once", killed)
+        stopped = invoke(cli.app, ["early", *options, str(tmp_path / "run")])
+    assert stopped.exit_code == 130 and f"gnnrl early --resume {tmp_path / 'run'}" in stopped.output
+    done = invoke(cli.app, ["early", "--resume", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    whole, resumed = (SearchResult.load(tmp_path / name) for name in ("whole", "run"))
+    assert replace(resumed, out=None, seconds=0.0) == replace(whole, out=None, seconds=0.0)
+
+
+MISTAKES = {
+    "method": (("--method", "oracle"), "choose one of reinforce"),
+    "evaluations": (("--evaluations", "0"), "evaluations"),
+    "epochs": (("--epochs", "0"), "epochs must"),
+    "seed": (("--seed", "-1"), "seed must"),
+    "an occupied folder": (("--out", "."), "not empty"),
+    "no run to resume": (("--resume", "nowhere"), "nowhere"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_said_before_the_environment_is_made(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: Any, **__: Any) -> None:
+        raise AssertionError("the environment was made, which may train")
+
+    monkeypatch.setattr("agents.early_cli.gym.make", work)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    arguments, said = MISTAKES[mistake]
+    failed = CliRunner().invoke(cli.app, ["early", *arguments]).exception
+    assert isinstance(failed, (ValueError, OSError)) and said in str(failed)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_trained_dense_network_is_what_pretrained_scores(tmp_path: Path) -> None:

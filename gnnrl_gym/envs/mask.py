@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from torch import nn
 
-from gnnrl_gym.envs.checks import check_choice, check_share, check_whole
+from gnnrl_gym.checks import check_choice, check_share, check_whole
 from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, MaskEvaluator, proxy_of, weights_to_score

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gnnrl_gym.envs.checks import check_choice
+from gnnrl_gym.checks import check_choice
 from gnnrl_gym.envs.network import NOT_SCORED
 from gnnrl_gym.relational.pool import GraphPool
 

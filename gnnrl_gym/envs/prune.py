@@ -12,8 +12,8 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from torch import nn
 
+from gnnrl_gym.checks import check_choice, check_share, check_whole
 from gnnrl_gym.envs.budget import METRICS, Budget, Meter, budgets_by_metric
-from gnnrl_gym.envs.checks import check_choice, check_share, check_whole
 from gnnrl_gym.envs.landing import land, round_widths, to_steps, to_widths
 from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs
 from gnnrl_gym.evaluation.accuracy import resolve_device

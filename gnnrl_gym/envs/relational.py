@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from torch import nn
 
-from gnnrl_gym.envs.checks import check_number, check_whole
+from gnnrl_gym.checks import check_number, check_whole
 from gnnrl_gym.envs.pool import PoolEnv
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.relational.masks import Masking, weight_counts

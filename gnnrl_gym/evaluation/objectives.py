@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.evaluation.linear_chain import LinearChain
 from gnnrl_gym.evaluation.training import Recipe, train
 from gnnrl_gym.graph.groups import Floats, Ints
-from gnnrl_gym.pruning.masks import Kept, zeros_held
+from gnnrl_gym.pruning.masks import Kept, digest, zeros_held
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.recalibration import recalibrate
 from gnnrl_gym.zoo import DataSplits
@@ -103,10 +102,19 @@ class MaskEvaluator(ObjectiveEvaluator):
     def score(self, plan: Ints | Kept) -> float:
         """One evaluation: Top-1 accuracy in [0, 1] of a mask bool [U] on the search images; of equal ones the same."""
         self.evaluations += 1
-        key = hashlib.blake2b(np.packbits(plan).tobytes(), digest_size=16).digest()
+        key = digest(np.asarray(plan, np.bool_)).encode()
         if key not in self._scores:
             self._scores[key] = self._measure(plan)
         return self._scores[key]
+
+    def remember(self, plan: Ints | Kept | str, accuracy: float) -> None:
+        """Take the score of a mask (bool [U], or its `digest`) that an earlier run has measured.
+
+        Not that of a chain: how its sums are rounded depends on the masks before, so equal scores need them all again.
+        """
+        if self._chain is None:
+            key = plan if isinstance(plan, str) else digest(np.asarray(plan, np.bool_))
+            self._scores[key.encode()] = accuracy
 
     def _measure(self, plan: Ints | Kept) -> float:
         if self._chain is None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnnrl_gym.checks import check_number, check_whole
 from gnnrl_gym.zoo.data import DataSplits, augment
 
 WARM_UP = 0.2  # share of the steps in which the learning rate rises
@@ -28,6 +29,9 @@ class Recipe:
         shift: largest random shift of an image, in pixels, with mirror images where the data allows them; None for
             images as they are.
         bfloat16: whether matrix products are computed in it (autocast; weights stay float32).
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     epochs: int
@@ -36,6 +40,12 @@ class Recipe:
     weight_decay: float = 5e-4
     shift: int | None = None
     bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        check_whole(1, epochs=self.epochs, batch=self.batch)
+        check_whole(0, shift=self.shift or 0)
+        check_number("above 0", learning_rate=self.learning_rate)
+        check_number("at least 0", weight_decay=self.weight_decay)
 
     def of(self, **changes: Any) -> Recipe:
         """The same with changes; those that are None are none."""

@@ -7,6 +7,7 @@ A mask is bool [U], the units numbered group by group (layer by layer) as in `Pr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,11 @@ def _highest(values: npt.NDArray[Any], keep: int) -> Kept:
     ties = np.flatnonzero(values == threshold)
     kept[ties[: keep - np.count_nonzero(kept)]] = True
     return np.asarray(kept)
+
+
+def digest(kept: Kept) -> str:
+    """32 hexadecimal digits, the same for equal masks and, in all likelihood, others for others."""
+    return hashlib.blake2b(np.packbits(kept).tobytes(), digest_size=16).hexdigest()
 
 
 def widths_of(kept: Kept, widths: Ints) -> Ints:
