@@ -102,6 +102,7 @@ def benchmarks() -> dict[str, Benchmark]:
         environment_throughput,
         finetuning,
         general_policy,
+        gpu_evaluation,
         latency_prediction,
         random_networks,
         reward_report,
@@ -113,7 +114,7 @@ def benchmarks() -> dict[str, Benchmark]:
 
     found = (
         torchvision_coverage, slimming_exactness, random_networks, environment_throughput, search_comparison,
-        latency_prediction, general_policy, search_speed, finetuning, reward_report,
+        latency_prediction, general_policy, search_speed, gpu_evaluation, finetuning, reward_report,
         early_planted, early_pruning,
         bogp_retrieval, bogp_planted, bogp_mnist,
     )  # fmt: skip

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from strategies import Sample, deterministic, networks
 from torch import Tensor, nn
 
+from benchmarks import gpu_evaluation as benchmark
+from benchmarks.registry import Options, benchmarks
 from gnnrl_gym import PrunableNetwork, UnsupportedOperation
 from gnnrl_gym.evaluation import batched
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
@@ -112,10 +114,10 @@ def twice() -> nn.Sequential:
 
 
 NETWORKS: dict[str, tuple[Make, int]] = {
-    "resnet20": (lambda: load_model("resnet20"), 32),
-    "mobilenet_v3_small": (lambda: load_model("mobilenet_v3_small", "random", 10), 48),
+    "resnet20": (lambda: load_model("resnet20"), 16),
+    "mobilenet_v3_small": (lambda: load_model("mobilenet_v3_small", "random", 10), 32),
     "halves": (lambda: net(norm(conv(3, 8), channels=8), nn.Tanh(), Halves(conv(4, 6)), channels=10), 8),
-    "squeezenet: concatenations, no BatchNorm": (lambda: load_model("squeezenet1_1", "random", 10), 48),
+    "squeezenet: concatenations, no BatchNorm": (lambda: load_model("squeezenet1_1", "random", 10), 32),
     "grouped": (
         lambda: net(
             norm(conv(3, 12), channels=12),
@@ -286,3 +288,18 @@ def test_chunks_fit_the_memory(digits_env: gym.Env[Any, Any], monkeypatch: pytes
     most, full = 0, together.network.widths
     with pytest.raises(torch.OutOfMemoryError):
         together.prefetch([full, full - 2])
+
+
+def test_a_cpu_does_not_batch_by_itself(digits_env: Any) -> None:
+    assert not digits_env.unwrapped.evaluator.batched
+
+
+def test_benchmark_says_where_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "COPIED", 1 << 20)
+    assert benchmarks()["gpu-evaluation"] is benchmark.BENCHMARK
+    record = benchmark.run(Options(model="digits-resnet"))
+    rows = {row["precision"]: row for row in record["rows"]}
+    assert rows["float32"]["largest_difference"] <= 1 / record["images"]
+    # scores move half the bytes in bfloat16, recalibration as many
+    assert 1 < rows["float32"]["activation_bytes"] / rows["bfloat16"]["activation_bytes"] < 2
+    assert ("No GPU" in benchmark.table(record)) == (record["gpu"] is None)

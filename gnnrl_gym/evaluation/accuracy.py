@@ -21,6 +21,9 @@ from gnnrl_gym.pruning.recalibration import recalibrate
 from gnnrl_gym.zoo.split import Split
 
 CPU_BATCH, GPU_BATCH = 64, 1024  # a CPU is fastest where activations stay in its cache
+# MACs of an image. A larger network fills a GPU alone, and in one batch its removed channels are computed all the same.
+# Estimated from 10 ms of launches and cutting per candidate and 100 TFLOPS; `gnnrl bench gpu-evaluation` would tell.
+LARGE = 500_000_000
 
 
 def resolve_device(device: str) -> torch.device:
@@ -72,7 +75,8 @@ class PlanEvaluator:
         recalibration_images: how many of the training images re-estimate the BatchNorm statistics.
         device: where candidates run.
         precision: auto, float32 or bfloat16, of scores (`fitting_dtype`); what `build` returns is float32.
-        batched: whether `prefetch` puts candidates into one batch (`gnnrl_gym.evaluation.batched`); None: on a GPU.
+        batched: whether `prefetch` puts candidates into one batch (`gnnrl_gym.evaluation.batched`); None: on a GPU,
+            unless the network is large.
 
     Attributes:
         evaluations: plans scored so far, repeated ones included.
@@ -90,7 +94,7 @@ class PlanEvaluator:
     ) -> None:
         self.network = network
         self.device = device or torch.device("cpu")
-        self.batched = self.device.type == "cuda" if batched is None else batched
+        self.batched = self._worth_a_batch() if batched is None else batched
         self.dtype = fitting_dtype(precision, network, self.device)
         self.evaluations = 0
         images, labels = train.take(recalibration_images, seed=1).tensors()
@@ -100,6 +104,9 @@ class PlanEvaluator:
         self._search, self._labels = self._on_device(images), labels.to(self.device)
         self._pairs = foldable_pairs(network.channels)
         self._scores: dict[bytes, float] = {}
+
+    def _worth_a_batch(self) -> bool:
+        return self.device.type == "cuda" and self.network.macs(self.network.widths) <= LARGE
 
     def _on_device(self, images: Tensor) -> Tensor:
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
@@ -117,8 +124,8 @@ class PlanEvaluator:
         return self._scores[key]
 
     def prefetch(self, plans: Sequence[Ints]) -> None:
-        """Measure plans that are about to be scored side by side: in one batch on a GPU; on a CPU a thread for each, as
-        many as torch may use.
+        """Measure plans that are about to be scored side by side: in one batch on a GPU, with the same scores but for
+        rounding; on a CPU a thread for each, as many as torch may use.
 
         No evaluation by itself. Small batches don't fill a GPU or several cores, several candidates do.
         """

@@ -1,0 +1,147 @@
+"""Candidates in one batch against one by one, on the GPU, and how near that comes to the bandwidth of its memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.registry import Benchmark, Options, markdown_table, of_model
+from gnnrl_gym import PrunableNetwork
+from gnnrl_gym.evaluation.accuracy import PlanEvaluator, resolve_device
+from gnnrl_gym.evaluation.batched import obstacle
+from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.zoo import Split, load_model
+from gnnrl_gym.zoo.models import input_shape_for
+from gnnrl_gym.zoo.split import MemoryImages
+
+NETWORKS = ("resnet20", "resnet56")
+ON_GPU = {"plans": 32, "images": 2000, "recalibration_images": 256}
+ON_CPU = {"plans": 4, "images": 64, "recalibration_images": 64}  # only to show that it runs
+REPEATS = 5
+COPIED = 1 << 28  # bytes: more than any cache holds
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Random weights and noise images: speed does not depend on them. Scores only have to agree."""
+    device = resolve_device("auto")
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    size, bandwidth = ON_GPU if gpu else ON_CPU, _copy_bandwidth(device)
+    names = [options.model] if options.model else NETWORKS if gpu else NETWORKS[:1]
+    rows = [_measure(name, precision, size, device, bandwidth, options.seed)
+            for name in names for precision in ("float32", "bfloat16")]  # fmt: skip
+    return {"gpu": gpu, **size, "copy_bytes_per_second": bandwidth, "rows": rows}
+
+
+def _measure(
+    name: str, precision: str, size: dict[str, int], device: torch.device, bandwidth: float, seed: int
+) -> dict[str, Any]:
+    evaluator = _evaluator(name, precision, size, device)
+    full = evaluator.network.widths
+    plans = list(np.random.default_rng(seed).integers(full // 4 + 1, full + 1, (size["plans"], len(full))))
+    scores: dict[str, list[float]] = {}
+    ways: dict[str, Callable[[], Any]] = {
+        "one_by_one": lambda: scores.update(one_by_one=[evaluator._measure(plan) for plan in plans]),
+        "batched": lambda: scores.update(batched=_batched(evaluator, plans)),
+    }
+    moved = _moved_bytes(evaluator, ways["batched"])
+    ways["one_by_one"]()  # both have prepared their kernels
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(REPEATS):  # by turns: whatever slows the machine slows both
+        for way, work in ways.items():
+            seconds[way].append(_seconds(work))
+    median = {f"{way}_seconds": statistics.median(times) for way, times in seconds.items()}
+    return {
+        "network": name,
+        "precision": precision,
+        **median,
+        "speedup": median["one_by_one_seconds"] / median["batched_seconds"],
+        "activation_bytes": moved,
+        "share_of_bound": moved / bandwidth / median["batched_seconds"],
+        "largest_difference": max(abs(a - b) for a, b in zip(*scores.values(), strict=True)),
+    }
+
+
+def _evaluator(name: str, precision: str, size: dict[str, int], device: torch.device) -> PlanEvaluator:
+    """Raises ValueError where the network can't be batched."""
+    shape = input_shape_for(name)
+    network = PrunableNetwork(load_model(name, "random", 10).to(device), torch.zeros(1, *shape, device=device))
+    if reason := obstacle(network):
+        raise ValueError(f"Candidates of {name} can't be scored in one batch: {reason}.")
+    count = max(size["images"], size["recalibration_images"])
+    pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % 10
+    split = Split(MemoryImages(pixels), labels, (0.5,) * shape[0], (0.25,) * shape[0])
+    images = size["recalibration_images"]
+    return PlanEvaluator(network, split, split.take(size["images"]), images, device, precision, batched=True)
+
+
+def _batched(evaluator: PlanEvaluator, plans: Sequence[Ints]) -> list[float]:
+    evaluator._scores.clear()
+    evaluator.prefetch(plans)
+    return [evaluator.score(plan) for plan in plans]
+
+
+def _moved_bytes(evaluator: PlanEvaluator, work: Callable[[], Any]) -> int:
+    """Bytes of activations that `work` can't but move: every convolution and linear layer reads its input and writes
+    its output once. What lies between them could be fused with them; weights are small beside a batch."""
+    found = [0]
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # autocast reads the input in the output's precision
+        found[0] += (inputs[0].numel() + output.numel()) * output.element_size()
+
+    assert evaluator._candidates is not None
+    layers = [m for m in evaluator._candidates.model.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    work()
+    for hook in hooks:
+        hook.remove()
+    return found[0]
+
+
+def _copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, those read and those written, of the best of ten copies on the device."""
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    copy()
+    return 2 * COPIED / min(_seconds(copy) for _ in range(10))
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """Wall-clock seconds; `work` ends with a value read from the device, so it waits for it."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def table(record: dict[str, Any]) -> str:
+    """A row per network and precision; without a GPU it says so above."""
+    rows = [
+        [
+            f"{row['network']}, {row['precision']}",
+            f"{row['one_by_one_seconds']:.2f} s",
+            f"{row['batched_seconds']:.2f} s",
+            f"{row['speedup']:.1f}x",
+            f"{row['share_of_bound']:.0%}",
+        ]
+        for row in record["rows"]
+    ]
+    where = record["gpu"] or "No GPU: on the CPU and small, which only shows that it runs"
+    title = f"{where}; {record['plans']} plans, {record['images']} images each"
+    header = ["network", "one by one", "one batch", "speed-up", "share of the copy bandwidth"]
+    return f"{title}:\n\n{markdown_table(header, rows)}"
+
+
+BENCHMARK = Benchmark("gpu-evaluation", "candidates in one batch against one by one, on a GPU", run, table, of_model)
