@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.results import RESULT, machine, versions
-from gnnrl_gym.checks import check_whole
+from gnnrl_gym.checks import check_seed, check_whole
 from gnnrl_gym.envs.relational import RelationalEnv
 from gnnrl_gym.files import read_json
 
@@ -52,7 +52,7 @@ class Question:
     def __post_init__(self) -> None:
         names = ("evaluations", "final_epochs", "final_seeds", "controls")
         check_whole(1, **{name: getattr(self, name) for name in names})
-        check_whole(0, seed=self.seed)
+        check_seed(seed=self.seed)
         for name in ("evaluations", "controls"):
             if getattr(self, name) > self.pool_size:
                 raise ValueError(f"{name}={getattr(self, name)} is more than the {self.pool_size} graphs of the pool.")

@@ -22,6 +22,7 @@ from agents.early_cli import early
 from agents.refine import evaluate_run, finetune_run
 from agents.results import RESULT, SearchResult
 from agents.run_folder import read_asked
+from agents.search import ASKED
 from agents.search import search as run_search
 from agents.searchers import SEARCHERS
 from agents.transfer import save_policy, train_policy
@@ -88,7 +89,7 @@ def search(
 
 def _resumed(folder: Path) -> tuple[Path, SearchResult]:
     """Go on with the search of a run folder as it was asked for."""
-    asked = read_asked(folder)
+    asked = read_asked(folder, ASKED)
     env = gym.make("GNNRL-Prune-v0", **asked.pop("environment"))
     return folder, run_search(env, **asked, out=folder, progress=True, resume=True)
 

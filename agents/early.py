@@ -21,13 +21,13 @@ from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
 from agents.reinforce import reinforce
 from agents.results import SearchResult, common_keys, environment_record, settings_record, write_atomic
 from agents.run_folder import begin
-from gnnrl_gym.checks import check_choice, check_whole
+from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.evaluation.training import Recipe
 from gnnrl_gym.pruning.masks import same_counts, widths_of
 
-CURVE = "curve.json"
+ASKED, CURVE = "early.json", "curve.json"
 
 
 def dense(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) -> None:
@@ -84,7 +84,7 @@ def early(
     mask_env = _checked(env, method, evaluations, seed)
     chosen = recipe or default_recipe(mask_env)
     asked = {"method": method, "evaluations": evaluations, "seed": seed, "recipe": chosen.record(), "control": control}
-    folder = begin(out, {**asked, "environment": environment_record(mask_env), **settings}, resume)
+    folder = begin(out, {**asked, "environment": environment_record(mask_env), **settings}, resume, ASKED)
     start = time.perf_counter()
     recorder = search_mask(env, method, evaluations, seed, folder, progress, **settings)
     seconds, mask = time.perf_counter() - start, np.asarray(recorder.best, np.bool_)
@@ -107,7 +107,7 @@ def check_request(method: str, evaluations: int, seed: int) -> None:
     """
     check_choice("method", method, tuple(METHODS))
     check_whole(1, evaluations=evaluations)
-    check_whole(0, seed=seed)
+    check_seed(seed=seed)
 
 
 def search_mask(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.early import METHODS, check_request
+from agents.early import ASKED, METHODS, check_request
 from agents.early import early as run_early
 from agents.results import SearchResult
 from agents.run_folder import free_folder, read_asked
@@ -65,7 +65,7 @@ def early(
 
 def _go_on(folder: Path) -> None:
     """With the run of a folder as it was asked for."""
-    asked = read_asked(folder)
+    asked = read_asked(folder, ASKED)
     env, recipe = gym.make("GNNRL-Mask-v0", **asked.pop("environment")), Recipe(**asked.pop("recipe"))
     _run(env, folder, **asked, recipe=recipe, resume=True)
 

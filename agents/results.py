@@ -105,8 +105,11 @@ class SearchResult:
             model: needed where the search was given an `nn.Module`.
         """
         if model is None:
+            # what is pruned before training starts from random weights, whatever ships with the package
+            weights = "random" if self.settings.get("objective") and self.weights is None else self.weights
+            seed = self.settings.get("init_seed", 0)
             try:
-                model = load_model(self.model, self.weights, self.settings["num_classes"])
+                model = load_model(self.model, weights, self.settings["num_classes"], seed=seed)
             except ValueError as error:
                 raise ValueError(f"{error}. The run pruned a module of your own: pass model=.") from error
         shape = self.settings.get("input_shape") or input_shape_for(self.model)

@@ -10,8 +10,6 @@ from typing import Any
 from agents.results import RESULT, write_atomic
 from gnnrl_gym.files import read_json
 
-SEARCH = "search.json"  # what was asked; result.json is what was found
-
 
 def free_folder(out: str | os.PathLike[str]) -> Path:
     """A folder for a new run; it is not made yet.
@@ -29,7 +27,7 @@ def free_folder(out: str | os.PathLike[str]) -> Path:
 
 
 def begin(
-    out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: bool = False, name: str = SEARCH
+    out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: bool, name: str
 ) -> Path | None:
     """The run folder, with what was `asked` in its file `name`; None where none is wanted.
 
@@ -48,8 +46,8 @@ def begin(
     return folder
 
 
-def read_asked(run: str | os.PathLike[str], name: str = SEARCH) -> dict[str, Any]:
-    """What was asked of the unfinished run in a folder, by its file `name`.
+def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
+    """What was asked of the unfinished run in a folder, by its file `name`, which differs from command to command.
 
     Raises:
         FileNotFoundError: no run was begun there.
@@ -58,9 +56,9 @@ def read_asked(run: str | os.PathLike[str], name: str = SEARCH) -> dict[str, Any
     """
     folder, path = Path(run), Path(run) / name
     if not path.is_file():
-        raise FileNotFoundError(f"No search to resume: there is no {str(path)!r}.")
+        raise FileNotFoundError(f"No run to resume: there is no {str(path)!r}.")
     if (folder / RESULT).is_file() and not read_json(folder / RESULT).get("interrupted"):
-        raise FileExistsError(f"The search in {str(folder)!r} is finished: choose another --out.")
+        raise FileExistsError(f"The run in {str(folder)!r} is finished: for another, choose another --out.")
     return read_json(path)
 
 

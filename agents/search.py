@@ -14,12 +14,14 @@ from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
 from agents.results import SearchResult, common_keys, environment_record, settings_record
 from agents.run_folder import begin
 from agents.searchers import SEARCHERS
-from gnnrl_gym.checks import check_choice, check_whole
+from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.budget import in_words
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import save_slim
+
+ASKED = "search.json"
 
 
 def search(
@@ -60,7 +62,7 @@ def search(
     prune = _checked(env, method, evaluations, seed)
     environment = environment_record(prune)
     asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
-    folder = begin(out, asked, resume)
+    folder = begin(out, asked, resume, ASKED)
     for line in remembered(folder) if folder else ():
         prune.evaluator.remember(np.array(line["widths"]), line["search_accuracy"])
     recorder = PlanRecorder(env, evaluations, folder, progress)
@@ -89,7 +91,7 @@ def search(
 def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -> PruneEnv:
     check_choice("method", method, tuple(SEARCHERS))
     check_whole(1, evaluations=evaluations)
-    check_whole(0, seed=seed)
+    check_seed(seed=seed)
     prune = env.unwrapped
     if not isinstance(prune, PruneEnv):
         raise ValueError(f"search needs a GNNRL-Prune-v0 environment, got {type(prune).__name__}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,9 +15,8 @@ import gymnasium as gym
 import torch
 from tqdm import tqdm
 
-from agents.early import early
+from agents.early import ASKED, early
 from agents.results import RESULT, SearchResult
-from agents.run_folder import SEARCH
 from benchmarks.registry import Benchmark, Options, markdown_table
 from gnnrl_gym.evaluation.training import RECIPES
 
@@ -135,7 +135,10 @@ def _run(options: Options, model: str, job: Job, seed: int, base: Path) -> None:
         search_images=SEARCH_IMAGES[model],
         device="cpu",
     )
-    early(env, job.method, job.evaluations or options.evaluations, seed, folder, resume=(folder / SEARCH).is_file())
+    begun = (folder / ASKED).is_file()
+    if not begun:
+        shutil.rmtree(folder, ignore_errors=True)  # left by a version that could not go on
+    early(env, job.method, job.evaluations or options.evaluations, seed, folder, resume=begun)
 
 
 def _row(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,16 @@ def check_whole(least: int, **numbers: Any) -> None:
             raise ValueError(f"{name} must be a whole number and at least {least}, got {value!r}.")
 
 
+def check_seed(**seeds: Any) -> None:
+    """
+    Raises:
+        ValueError: one of `seeds` is no whole number that every generator takes.
+    """
+    for name, value in seeds.items():
+        if not isinstance(value, Integral) or not 0 <= int(value) < 2**32:
+            raise ValueError(f"{name} must be a whole number from 0 to {2**32 - 1}, got {value!r}.")
+
+
 def check_number(condition: str, **numbers: Any) -> None:
     """
     Args:

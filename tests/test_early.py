@@ -164,7 +164,7 @@ def test_another_run_is_not_resumed(env: Any, tmp_path: Path, monkeypatch: pytes
             early(env, out=tmp_path / "run", resume=True, **{**asked, **changes})
     with pytest.raises(FileExistsError, match="--resume"):
         early(env, out=tmp_path / "run", **asked)
-    with pytest.raises(FileNotFoundError, match="No search to resume"):
+    with pytest.raises(FileNotFoundError, match="No run to resume"):
         early(env, out=tmp_path / "other", resume=True, **asked)
     early(env, out=tmp_path / "run", resume=True, **asked)
     with pytest.raises(FileExistsError, match="finished"):
@@ -256,6 +256,14 @@ def test_the_trained_dense_network_is_what_pretrained_scores(tmp_path: Path) -> 
     weights = str(result.weights_file)
     env = gym.make("GNNRL-Mask-v0", objective="pretrained", init_seed=3, weights=weights, sparsity=0.0, **SMALL)
     assert accuracy(env.unwrapped.network.model, dense.unwrapped.data.test) == result.test_accuracy
+
+
+@pytest.mark.parametrize("changes", [{}, {"init_seed": 5, "granularity": "unstructured"}])
+def test_a_record_replays_the_network_with_its_initial_weights(changes: dict[str, Any], tmp_path: Path) -> None:
+    env = gym.make("GNNRL-Mask-v0", **{**SMALL, **changes})
+    result = early(env, "random", 1, 0, tmp_path / "run", SHORT)
+    replayed = SearchResult.load(tmp_path / "run").network().model
+    assert accuracy(replayed, env.unwrapped.data.test) == result.dense_test_accuracy < 0.5
 
 
 # ---- benchmarks --------------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_resuming_refuses_another_search(digits_env: Env, tmp_path: Path) -> Non
     kill_after(12, digits_env, "es", tmp_path / "run", 0)
     with pytest.raises(ValueError, match="seed=3, not 4"):
         search(digits_env, "es", 20, seed=4, out=tmp_path / "run", resume=True)
-    with pytest.raises(FileNotFoundError, match="No search to resume"):
+    with pytest.raises(FileNotFoundError, match="No run to resume"):
         search(digits_env, "es", 20, out=tmp_path / "other", resume=True)
     search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
     with pytest.raises(FileExistsError, match="finished"):

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from torch import nn
 
-from gnnrl_gym.checks import check_choice, check_share, check_whole
+from gnnrl_gym.checks import check_choice, check_seed, check_share, check_whole
 from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, MaskEvaluator, proxy_of, weights_to_score
@@ -125,7 +125,7 @@ class MaskEnv(NetworkEnv, EzPickle):
         check_share("sparsity", given["sparsity"], "units")
         check_whole(1, **{name: given[name] for name in ("pretrain_epochs", "proxy_steps", "search_images")})
         check_whole(2, recalibration_images=given["recalibration_images"])
-        check_whole(0, init_seed=given["init_seed"])
+        check_seed(init_seed=given["init_seed"])
         if given["weights"] is None:
             return
         if given["objective"] != "pretrained":

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from torch import nn
 
-from gnnrl_gym.checks import check_number, check_whole
+from gnnrl_gym.checks import check_number, check_seed, check_whole
 from gnnrl_gym.envs.pool import PoolEnv
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.relational.masks import Masking, weight_counts
@@ -94,7 +94,8 @@ class RelationalEnv(PoolEnv, EzPickle):
         check_whole(1, epochs=epochs, train_seeds=train_seeds)
         check_whole(2, pool_size=pool_size)
         check_whole(3, nodes=nodes)
-        check_whole(0, shift=shift, pool_seed=pool_seed)
+        check_whole(0, shift=shift)
+        check_seed(pool_seed=pool_seed)
         check_number("above 0", density=density, learning_rate=learning_rate)
         check_number("at least 0", weight_decay=weight_decay)
         found = resolve_device(device)
