@@ -20,7 +20,7 @@ from agents.results import RESULT, SearchResult
 from agents.sb3 import make_sb3_env
 from agents.search import search
 from benchmarks.registry import Benchmark, Options, markdown_table
-from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE
+from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE, searcher_of
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.zoo.models import DIGITS
@@ -52,7 +52,7 @@ def _row(options: Options, method: str, seed: int, base: Path) -> dict[str, Any]
     )  # fmt: skip
     if not (folder / RESULT).is_file():
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted search
-        search(env, method.partition("-")[0], options.evaluations, seed, folder, **SETTINGS.get(method, {}))
+        search(env, searcher_of(method), options.evaluations, seed, folder, **SETTINGS.get(method, {}))
     result = SearchResult.load(folder)
     scores = [json.loads(line)["search_accuracy"] for line in (folder / LOG).read_text().splitlines()]
     keys = ("evaluations", "macs_ratio", "search_accuracy", "test_accuracy", "dense_test_accuracy", "seconds", "widths")

@@ -104,6 +104,7 @@ def benchmarks() -> dict[str, Benchmark]:
         general_policy,
         gpu_evaluation,
         latency_prediction,
+        off_policy,
         random_networks,
         reward_report,
         search_comparison,
@@ -115,6 +116,7 @@ def benchmarks() -> dict[str, Benchmark]:
     found = (
         torchvision_coverage, slimming_exactness, random_networks, environment_throughput, search_comparison,
         latency_prediction, general_policy, search_speed, gpu_evaluation, finetuning, reward_report,
+        off_policy,
         early_planted, early_pruning,
         bogp_retrieval, bogp_planted, bogp_mnist,
     )  # fmt: skip

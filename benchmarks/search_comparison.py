@@ -20,11 +20,18 @@ from agents.recorder import LOG
 from agents.results import RESULT, SearchResult, write_atomic
 from agents.search import search
 from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.torch_pruning_control import NAME as OUTSIDE
+from benchmarks.torch_pruning_control import control
 from gnnrl_gym.zoo.models import DIGITS
 
-METHODS = ("uniform", "random", "sensitivity", "es", "cma-es", "ppo-fresh", "ppo")
-SETTINGS: dict[str, dict[str, Any]] = {"ppo-fresh": {"policy": None}}  # not from the general policy
-WITHOUT_CHANCE = ("uniform", "sensitivity")
+METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-steps", "ppo-fresh", "ppo")
+# Not from the general policy; "steps" takes several small ones to the budget, as published, instead of one.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo-fresh": {"policy": None},
+    "ppo-steps": {"policy": None, "n_steps": 4, "policy_kwargs": {"initial_mean": -0.7}},
+}
+ENVIRONMENTS: dict[str, dict[str, Any]] = {"ppo-steps": {"max_steps": 10}}
+WITHOUT_CHANCE = ("uniform", OUTSIDE, "sensitivity")
 POINTS = (50, 100, 200, 400)  # evaluations at which the table shows the best plan so far
 
 
@@ -67,12 +74,34 @@ def _search(options: Options, model: str, method: str, seed: int, base: Path) ->
         return
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted search
     env = gym.make(
-        "GNNRL-Prune-v0", model=model, weights=options.weights, data=options.data or "digits", budget=options.budget
-    )
-    search(env, method.partition("-fresh")[0], options.evaluations, seed, folder, **SETTINGS.get(method, {}))
+        "GNNRL-Prune-v0", model=model, weights=options.weights, data=options.data or "digits", budget=options.budget,
+        **ENVIRONMENTS.get(method, {}),
+    )  # fmt: skip
+    if method == OUTSIDE:
+        _control(env, folder / RESULT)
+    else:
+        search(env, searcher_of(method), options.evaluations, seed, folder, **SETTINGS.get(method, {}))
+
+
+def searcher_of(method: str) -> str:
+    """ "ppo-fresh" and "ppo-steps" are ways to use the searcher ppo."""
+    return "ppo" if method.startswith("ppo") else method
+
+
+def _control(env: gym.Env[Any, Any], path: Path) -> None:
+    """Only where it is installed: it is no dependency."""
+    try:
+        row = control(env.unwrapped)  # type: ignore[arg-type]
+    except ImportError:
+        return
+    path.parent.mkdir(parents=True)
+    write_atomic(path, lambda file: file.write(json.dumps(row).encode()))
 
 
 def _row(folder: Path) -> dict[str, Any]:
+    if folder.name.startswith(OUTSIDE):
+        row: dict[str, Any] = json.loads((folder / RESULT).read_text())
+        return row
     result = SearchResult.load(folder)
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     # sensitivity also measures plans that are over the budget
@@ -96,7 +125,7 @@ def table(record: dict[str, Any]) -> str:
         cells.append(f"{statistics.mean(r['macs_ratio'] for r in runs):.2%}")
         cells += [_spread([r["best_so_far"][min(n, len(r["best_so_far"])) - 1] for r in runs]) for n in points]
         rows.append([*cells, _spread([r["test_accuracy"] for r in runs])])
-    dense = record["rows"][0]["dense_test_accuracy"]
+    dense = next(row["dense_test_accuracy"] for row in record["rows"] if "dense_test_accuracy" in row)
     return markdown_table(header, [["dense", "", "100 %", *[""] * len(points), f"{100 * dense:.1f}"], *rows])
 
 
