@@ -1,0 +1,128 @@
+"""DDPG, TD3 and SAC on graphs: what they read, what they remember, and that they learn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch import Tensor
+from toy_env import ToyGraphEnv
+
+from agents.off_policy import DecayingNoise, EpisodeReplayBuffer, make_off_policy
+from agents.ppo import POLICY
+from agents.sb3 import make_sb3_env
+from agents.search import search
+
+ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": DDPG, "td3": TD3, "sac": SAC}
+EACH = pytest.mark.parametrize("name", list(ALGORITHMS))
+SMALL = {"features_extractor_kwargs": {"hidden": 16, "rounds": 1}, "net_arch": [32]}
+
+
+def make_env(decisions: tuple[int, int] = (2, 4)) -> gym.Env[Any, Any]:
+    return make_sb3_env(ToyGraphEnv(1, decisions), max_nodes=24, max_edges=40, max_decisions=4)
+
+
+def make_agent(name: str, policy: dict[str, Any] | None = None, **settings: Any) -> OffPolicyAlgorithm:
+    env = make_env()
+    return make_off_policy(
+        ALGORITHMS[name], env, 400, device="cpu", policy_kwargs={**SMALL, "node_bias": False, **(policy or {})}, **settings
+    )  # fmt: skip
+
+
+def batch(size: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Observations, and which decisions are real [size, 4]."""
+    env = make_env()
+    graphs = [env.reset(seed=seed)[0] for seed in range(size)]
+    observations = {key: torch.as_tensor(np.stack([graph[key] for graph in graphs])) for key in graphs[0]}
+    return observations, observations["decision_mask"].bool()
+
+
+@EACH
+def test_padding_has_no_value_and_no_gradient(name: str) -> None:
+    agent, (observations, real) = make_agent(name), batch(8)
+    assert not real.all() and real.any(1).all()
+    actions = torch.rand(8, 4).requires_grad_(True)
+    agent.critic(observations, actions)[0].sum().backward()  # type: ignore[attr-defined]
+    assert actions.grad is not None
+    assert actions.grad[real].ne(0).all() and not actions.grad[~real].any()
+
+
+@EACH
+def test_a_graph_has_the_same_action_and_value_in_any_batch(name: str) -> None:
+    agent, (observations, _) = make_agent(name), batch(6)
+    actions = agent.actor(observations) if name != "sac" else agent.actor(observations, deterministic=True)  # type: ignore[attr-defined]
+    values = agent.critic(observations, actions)[0]  # type: ignore[attr-defined]
+    for index in range(6):
+        one = {key: part[index : index + 1] for key, part in observations.items()}
+        alone = agent.policy._predict(one, deterministic=True)  # type: ignore[arg-type]
+        torch.testing.assert_close(alone, actions[index : index + 1], rtol=1e-4, atol=1e-5)
+        value = agent.critic(one, alone)[0]  # type: ignore[attr-defined]
+        torch.testing.assert_close(value, values[index : index + 1], rtol=1e-4, atol=1e-5)
+
+
+@EACH
+def test_the_first_answer_is_the_initial_mean(name: str) -> None:
+    agent, (observations, _) = make_agent(name, {"initial_mean": 0.5}), batch(4)
+    actions, _ = agent.predict({key: part.numpy() for key, part in observations.items()}, deterministic=True)
+    assert np.abs(actions - 0.5).max() < 0.05
+
+
+@EACH
+def test_it_learns_what_its_nodes_show(name: str) -> None:
+    """-0.043 is the best constant action's reward, -0.013 the best that one number for the whole graph can get."""
+    agent = make_agent(name, learning_starts=50, gradient_steps=2)
+    agent.learn(400)
+    env = make_env()
+    rewards = []
+    for seed in range(1000, 1100):
+        observation, _ = env.reset(seed=seed)
+        rewards.append(env.step(agent.predict(observation, deterministic=True)[0])[1])
+    assert np.mean([float(reward) for reward in rewards]) > -0.035
+
+
+@EACH
+def test_saved_and_loaded_answers_the_same(name: str, tmp_path: Path) -> None:
+    agent, (observations, _) = make_agent(name, {"initial_mean": 0.3}), batch(3)
+    agent.save(tmp_path / "agent.zip")
+    loaded = ALGORITHMS[name].load(tmp_path / "agent.zip", device="cpu")
+    arrays = {key: part.numpy() for key, part in observations.items()}
+    np.testing.assert_array_equal(
+        agent.predict(arrays, deterministic=True)[0], loaded.predict(arrays, deterministic=True)[0]
+    )
+
+
+def test_the_buffer_forgets_terminal_states_but_not_truncated_ones() -> None:
+    env = make_env()
+    buffer = EpisodeReplayBuffer(4, env.observation_space, env.action_space, handle_timeout_termination=True)  # type: ignore[arg-type]
+    first, then = (env.reset(seed=seed)[0] for seed in (0, 1))
+    for info in ({}, {"TimeLimit.truncated": True}):
+        parts = ({key: value[None].copy() for key, value in graph.items()} for graph in (first, then))
+        buffer.add(*parts, np.zeros((1, 4)), np.zeros(1), np.ones(1), [info])
+    np.testing.assert_array_equal(buffer.next_observations["nodes"][0, 0], first["nodes"])
+    np.testing.assert_array_equal(buffer.next_observations["nodes"][1, 0], then["nodes"])
+
+
+def test_noise_falls_and_stays() -> None:
+    noise = DecayingNoise(2000, steps=10, seed=0, start=0.5, end=0.1)
+    spreads = [float(noise().std()) for _ in range(15)]
+    expected = [0.5 - 0.04 * min(step, 10) for step in range(15)]
+    np.testing.assert_allclose(spreads, expected, rtol=0.1)
+
+
+@EACH
+def test_a_search_spends_its_evaluations_and_a_seed_decides_it(name: str, tmp_path: Path) -> None:
+    settings = {"learning_starts": 4, "gradient_steps": 1, "policy_kwargs": SMALL}
+    plans = []
+    for folder, seed in (("first", 0), ("again", 0), ("other", 1)):
+        result = search(gym.make("GNNRL-Prune-v0"), name, 8, seed, tmp_path / folder, **settings)
+        log = (tmp_path / folder / "evaluations.jsonl").read_text().splitlines()
+        plans.append([json.loads(line)["widths"] for line in log])
+        assert len(log) == 8 and result.macs_ratio <= 0.5 and (tmp_path / folder / POLICY).is_file()
+    assert plans[0] == plans[1] != plans[2]
