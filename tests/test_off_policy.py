@@ -30,10 +30,8 @@ def make_env(decisions: tuple[int, int] = (2, 4)) -> gym.Env[Any, Any]:
 
 
 def make_agent(name: str, policy: dict[str, Any] | None = None, **settings: Any) -> OffPolicyAlgorithm:
-    env = make_env()
-    return make_off_policy(
-        ALGORITHMS[name], env, 400, device="cpu", policy_kwargs={**SMALL, "node_bias": False, **(policy or {})}, **settings
-    )  # fmt: skip
+    policy = {**SMALL, "node_bias": False, **(policy or {})}
+    return make_off_policy(ALGORITHMS[name], make_env(), 400, device="cpu", policy_kwargs=policy, **settings)
 
 
 def batch(size: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -103,8 +101,8 @@ def test_the_buffer_forgets_terminal_states_but_not_truncated_ones() -> None:
     buffer = EpisodeReplayBuffer(4, env.observation_space, env.action_space, handle_timeout_termination=True)  # type: ignore[arg-type]
     first, then = (env.reset(seed=seed)[0] for seed in (0, 1))
     for info in ({}, {"TimeLimit.truncated": True}):
-        parts = ({key: value[None].copy() for key, value in graph.items()} for graph in (first, then))
-        buffer.add(*parts, np.zeros((1, 4)), np.zeros(1), np.ones(1), [info])
+        now, following = ({key: value[None].copy() for key, value in graph.items()} for graph in (first, then))
+        buffer.add(now, following, np.zeros((1, 4)), np.zeros(1), np.ones(1), [info])
     np.testing.assert_array_equal(buffer.next_observations["nodes"][0, 0], first["nodes"])
     np.testing.assert_array_equal(buffer.next_observations["nodes"][1, 0], then["nodes"])
 
@@ -118,7 +116,7 @@ def test_noise_falls_and_stays() -> None:
 
 @EACH
 def test_a_search_spends_its_evaluations_and_a_seed_decides_it(name: str, tmp_path: Path) -> None:
-    settings = {"learning_starts": 4, "gradient_steps": 1, "policy_kwargs": SMALL}
+    settings: dict[str, Any] = {"learning_starts": 4, "gradient_steps": 1, "policy_kwargs": SMALL}
     plans = []
     for folder, seed in (("first", 0), ("again", 0), ("other", 1)):
         result = search(gym.make("GNNRL-Prune-v0"), name, 8, seed, tmp_path / folder, **settings)
