@@ -27,7 +27,7 @@ from gnnrl_gym.evaluation.batched import BatchedCandidates, obstacle
 from gnnrl_gym.pruning.recalibration import recalibrate
 from gnnrl_gym.pruning.sparsity import SparseNetwork
 from gnnrl_gym.zoo import load_model
-from gnnrl_gym.zoo.random_layers import Concat, Halves, Shuffle, Sum
+from gnnrl_gym.zoo.random_layers import Concat, Gate, Halves, Shuffle, Sum
 from gnnrl_gym.zoo.random_networks import seeded_network
 
 Make = Callable[[], nn.Module]
@@ -58,7 +58,7 @@ def assert_as_one_by_one(network: PrunableNetwork, x: Tensor, plans: Any, tolera
 # ---- any network -----------------------------------------------------------------------------------------------
 
 
-@settings(deterministic, max_examples=5)
+@settings(deterministic, max_examples=4)
 @given(sample=networks(), count=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_random_networks(sample: Sample, count: int, seed: int) -> None:
     """In float64: BatchNorm over next to no variance blows float32's rounding up, in one network of a hundred."""
@@ -70,7 +70,7 @@ def test_random_networks(sample: Sample, count: int, seed: int) -> None:
     assert_as_one_by_one(network, images(20, *sample.x.shape[1:]).double(), random_plans(network, count, seed), 1e-8)
 
 
-@pytest.mark.parametrize("seed", [2, 3, 4, 5])
+@pytest.mark.parametrize("seed", [2, 3])
 def test_seeded_networks_in_float32(seed: int) -> None:
     model, x = seeded_network(seed)
     network = prunable(model, x)
@@ -131,6 +131,14 @@ NETWORKS: dict[str, tuple[Make, int]] = {
     "residual, no BatchNorm": (lambda: net(conv(3, 8), Sum([conv(8, 8), nn.Identity()]), nn.ReLU(), channels=8), 8),
     "concatenation that not all of is zero": (
         lambda: net(norm(conv(3, 8), channels=8), Concat([nn.ReLU(), nn.Sigmoid(), conv(8, 4)]), channels=20),
+        8,
+    ),
+    "sum that is zero in part": (
+        lambda: net(conv(3, 8), Sum([norm(conv(8, 8), channels=8), conv(8, 8)]), conv(8, 6), channels=6),
+        8,
+    ),
+    "a normalised map with one channel": (
+        lambda: net(conv(3, 8), Gate(conv(8, 8), norm(conv(8, 1), channels=1)), conv(8, 6), channels=6),
         8,
     ),
     "sigmoid behind BatchNorm": (lambda: net(norm(conv(3, 8), channels=8), nn.Sigmoid(), conv(8, 6), channels=6), 8),
@@ -296,6 +304,7 @@ def test_a_cpu_does_not_batch_by_itself(digits_env: Any) -> None:
 
 def test_benchmark_says_where_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "COPIED", 1 << 20)
+    monkeypatch.setattr(benchmark, "REPEATS", 1)
     assert benchmarks()["gpu-evaluation"] is benchmark.BENCHMARK
     record = benchmark.run(Options(model="digits-resnet"))
     rows = {row["precision"]: row for row in record["rows"]}
