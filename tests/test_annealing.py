@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -34,6 +35,23 @@ def test_acceptance_is_metropolis() -> None:
     assert acceptance(0.0, 0.1) == acceptance(0.3, 0.1) == acceptance(0.0, 0.0) == 1.0
     assert acceptance(-0.2, 0.1) == pytest.approx(math.exp(-2))
     assert acceptance(-0.2, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("loss", [0.05, 0.3])
+def test_a_worse_mask_is_taken_with_metropolis_probability(loss: float) -> None:
+    """Exactly where the searcher's own draw lies below exp(-loss / temperature)."""
+    taken = 0
+    for seed in range(200):
+        search = Annealing(GROUPS, 3, 9, seed, sizes=(0.0, 0.0))  # 9 evaluations: none is spent on probes
+        search.tell(search.ask(), np.array([1.0]), [{}])
+        search.temperature, before = 0.2, search.mask.copy()
+        proposal = search.ask()
+        search.temperature = 0.2  # moves that would empty a group cool, too
+        draw = copy.deepcopy(search._rng).random()
+        search.tell(proposal, np.array([1.0 - loss]), [{}])
+        assert (search.mask != before).any() == (draw < math.exp(-loss / 0.2))
+        taken += int((search.mask != before).any())
+    assert 0 < taken < 200
 
 
 def test_the_median_move_is_taken_half_the_times() -> None:

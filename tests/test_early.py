@@ -22,7 +22,7 @@ from agents.results import RESULT, SearchResult
 from benchmarks import early_planted, early_pruning
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.training import Recipe, train
-from gnnrl_gym.pruning.masks import top_mask, zeros_held
+from gnnrl_gym.pruning.masks import top_mask, widths_of, zeros_held
 from gnnrl_gym.zoo import load_data, load_model
 
 SHORT = Recipe(epochs=1)
@@ -56,6 +56,23 @@ def test_every_method_gives_an_exact_mask_and_a_record(env: Any, method: str, tm
     assert len(curve) == (12 if method in ("reinforce", "annealing", "random") else 1)
     with pytest.raises(FileExistsError):
         early(env, method, evaluations=1, out=folder)
+
+
+def test_the_control_has_the_counts_of_the_mask_and_other_units(env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[np.ndarray] = []
+    real = early_training.train_mask
+
+    def seen(env_: Any, mask: np.ndarray, *rest: Any) -> Any:
+        trained.append(mask)
+        return real(env_, mask, *rest)
+
+    monkeypatch.setattr("agents.early.train_mask", seen)
+    monkeypatch.setattr(early_training, "train_mask", seen)
+    result = early(env, "annealing", 5, 0, recipe=SHORT)
+    mask, control = trained
+    full = env.unwrapped.network.widths
+    assert widths_of(mask, full).tolist() == widths_of(control, full).tolist() == result.widths
+    assert (mask != control).any()
 
 
 def test_seeds_decide(env: Any) -> None:

@@ -259,6 +259,30 @@ def test_linear_chain_equals_the_masked_network_along_a_search() -> None:
         mask = proposal if rng.random() < 0.5 else mask
 
 
+def test_linear_chain_without_biases_and_with_rounding_put_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = chain(64, 30, 10), images(20, 1, 8, 8)
+    model[1].bias = None
+    mask = np.random.default_rng(0).permutation(64 * 30 + 300) < 1000
+    expected = logits(make_network(model, x[:1], "unstructured").slimmer.mask(mask), x)
+    scorer = LinearChain(model, x)
+    torch.testing.assert_close(scorer.outputs(mask), expected)
+    monkeypatch.setattr("gnnrl_gym.evaluation.linear_chain.REFRESH", 5)
+    ((kept, sums),) = scorer._states
+    scorer._states = [(kept, sums + 1.0)]  # an error that differences carry along
+    errors = [float((scorer.outputs(mask) - expected).abs().max()) for _ in range(6)]
+    assert min(errors[:3]) > 0.01 and max(errors[3:]) < 1e-4  # the fifth call computes the sums anew
+
+
+def test_masks_of_a_chain_have_the_scores_of_their_networks() -> None:
+    weights: dict[str, Any] = {"model": chain(64, 20, 10), "granularity": "unstructured"}
+    env, rng = make(**weights).unwrapped, np.random.default_rng(0)
+    assert env.evaluator._chain is not None
+    assert make(**weights, objective="proxy").unwrapped.evaluator._chain is None
+    for _ in range(5):
+        mask = env.mask_of(rng.random(env.action_space.shape))
+        assert env.evaluate(mask) == accuracy(env.network.slimmer.mask(mask).eval(), env.data.search.take(100))
+
+
 def test_other_networks_are_no_chain() -> None:
     tanh = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
     for model in (tanh, load_model("digits-resnet")):

@@ -16,9 +16,11 @@ from torch import nn
 from agents.one_shot import (
     TEMPERATURE,
     gradient_flow,
+    grasp,
     loss_gradients,
     lottery,
     magnitude,
+    snip,
     synaptic_flow,
     synflow,
     unit_scores,
@@ -138,6 +140,27 @@ def test_synflow_prunes_gradually_to_the_exact_count() -> None:
     np.testing.assert_array_equal(once, top_mask(scores, env.unwrapped.keep, network.widths))
     of = group_of(env.unwrapped.network.widths)
     assert {0, 1} == set(of[many])  # no layer collapses
+
+
+def test_snip_and_grasp_keep_the_highest_of_their_scores_on_the_training_images() -> None:
+    env = env_of(chain(), sparsity=0.7)
+    model = chain().double()
+    x, y = env.unwrapped.data.train.tensors()
+    weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
+    parameters = list(model.parameters())
+
+    def gradients(temperature: float) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(F.cross_entropy(model(x.double()) / temperature, y), parameters, create_graph=True)
+
+    of = dict(zip(map(id, parameters), gradients(1.0), strict=True))
+    saliency = torch.cat([(w * of[id(w)]).flatten() for w in weights]).abs().detach().numpy()
+    scaled = gradients(TEMPERATURE)
+    product = sum((g * g.detach()).sum() for g in scaled)  # whose gradient is the Hessian times the gradient
+    flow = dict(zip(map(id, parameters), torch.autograd.grad(product, parameters), strict=True))
+    flows = torch.cat([(w * flow[id(w)]).flatten() for w in weights]).detach().numpy()
+    for method, scores in ((snip, saliency), (grasp, flows)):
+        expected = top_mask(scores, env.unwrapped.keep, env.unwrapped.network.widths)
+        assert (mask_of(method, env) == expected).mean() > 0.99  # float32 against float64
 
 
 def test_lottery_prunes_by_trained_weights_and_rewinds() -> None:

@@ -46,10 +46,19 @@ def test_probabilities_of_all_ordered_subsets_sum_to_one(keep: int) -> None:
     assert math.fsum(map(math.exp, found)) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_probability_is_the_product_of_the_draws() -> None:
-    weights = np.exp(LOGITS)
-    first, second = weights[4] / weights.sum(), weights[0] / (weights.sum() - weights[4])
-    assert math.exp(log_probability(LOGITS, np.array([4, 0]))) == pytest.approx(first * second)
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 5])
+def test_probability_is_the_product_of_the_draws(keep: int) -> None:
+    """Of every ordered subset, drawn one after the other in proportion to exp(logit) among those left."""
+    weights = dict(enumerate(np.exp(LOGITS)))
+    for subset in itertools.permutations(range(5), keep):
+        left, chance = dict(weights), 1.0
+        for unit in subset:
+            chance *= left[unit] / sum(left.values())
+            del left[unit]
+        assert log_probability(LOGITS, np.array(subset)) == pytest.approx(math.log(chance), abs=1e-12)
+
+
+def test_the_order_counts() -> None:
     assert log_probability(LOGITS, np.array([4, 0])) != pytest.approx(log_probability(LOGITS, np.array([0, 4])))
 
 
