@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from agents.bayesian import bayesian, random_graphs
 from agents.recorder import PlanRecorder
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from gnnrl_gym.envs.pool import PoolEnv
 from gnnrl_gym.relational import GraphPool, make_pool
 
@@ -84,15 +83,11 @@ def table(record: dict[str, Any]) -> str:
     rows = []
     for landscape, noise in SETTINGS:
         runs = [row for row in record["rows"] if (row["landscape"], row["noise"]) == (landscape, noise)]
-        spreads = [_spread([run[name] for run in runs]) for name in ("bayesian", "random", "oracle")]
+        spreads = [spread([run[name] for run in runs], 3) for name in ("bayesian", "random", "oracle")]
         wins = [sum(run["bayesian"] < run[name] for run in runs) for name in ("random", "oracle")]
         counts = [f"{n} of {len(runs)}" for n in wins]
         rows.append([landscape, f"{noise:g}", str(record["evaluations"]), *spreads, *counts])
     return markdown_table(header, rows)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 BENCHMARK = Benchmark("bogp-planted", "Bayesian optimisation against random search on planted optima", run, table)

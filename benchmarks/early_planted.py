@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from agents.annealing import annealing
 from agents.controls import random
 from agents.recorder import EvaluationsExhausted, PlanRecorder
 from agents.reinforce import reinforce, sample_subsets
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from gnnrl_gym.pruning.masks import group_of, top_mask
 
 WIDTHS = np.array([64, 128, 256, 512])  # filters of the four-layer network
@@ -105,13 +104,9 @@ def table(record: dict[str, Any]) -> str:
     rows = []
     for method in METHODS:
         runs = [row for row in record["rows"] if row["method"] == method]
-        cells = [_spread([row[key] for row in runs]) for key in ("best", "last")]
+        cells = [spread([row[key] for row in runs], 3) for key in ("best", "last")]
         rows.append([method, str(len(runs)), str(runs[0]["evaluations"]), *cells])
     return markdown_table(["method", "seeds", "evaluations", "overlap, best mask", "last mask"], rows)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 BENCHMARK = Benchmark("early-planted", "planted masks: what searchers over masks find", run, table)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from agents.early import ASKED, early
 from agents.results import RESULT, SearchResult
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from gnnrl_gym.evaluation.training import RECIPES
 
 MLP, CNN = "mlp-300-100", "cnn-4"
@@ -162,19 +161,12 @@ def table(record: dict[str, Any]) -> str:
         if not runs:
             continue
         keys = ("untrained_accuracy", "test_accuracy", "control_accuracy")
-        figures = [_spread([r[key] for r in runs]) for key in keys]
+        figures = [spread([r[key] for r in runs], 2, percent=True) for key in keys]
         objective = job.objective if job.evaluations is None else ""
         rows.append([f"{job.sparsity:.0%}", job.method, objective, str(budget), str(len(runs)), *figures])
     text = markdown_table(header, rows)
     missing = record["missing"]
     return f"{text}\n\nNot measured yet: {', '.join(missing)}." if missing else text
-
-
-def _spread(values: list[float | None]) -> str:
-    percent = [100 * value for value in values if value is not None]
-    if len(percent) < 2:
-        return f"{percent[0]:.2f}" if percent else ""
-    return f"{statistics.mean(percent):.2f} ± {statistics.stdev(percent):.2f}"
 
 
 BENCHMARK = Benchmark(

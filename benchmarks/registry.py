@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -89,6 +90,14 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; the first column is left-aligned, the others right."""
     lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def spread(values: Sequence[float | None], decimals: int, percent: bool = False) -> str:
+    """Mean ± standard deviation of what there is; one value alone, nothing where there is none."""
+    found = [(100 if percent else 1) * value for value in values if value is not None]
+    if len(found) < 2:
+        return "".join(f"{value:.{decimals}f}" for value in found)
+    return f"{statistics.mean(found):.{decimals}f} ± {statistics.stdev(found):.{decimals}f}"
 
 
 def benchmarks() -> dict[str, Benchmark]:

@@ -313,6 +313,15 @@ def test_runs_of_every_importance_replay(tmp_path: Path, importance: str) -> Non
     assert accuracy(pruned, load_data("digits").test) == result.test_accuracy
 
 
+def test_what_is_pruned_before_training_replays_with_its_random_weights(tmp_path: Path) -> None:
+    env = gym.make(
+        "GNNRL-Prune-v0", objective="untrained", search_images=50, recalibration_images=40, device="cpu"
+    )
+    result = search(env, "uniform", 1, out=tmp_path / "run")
+    again = SearchResult.load(tmp_path / "run")
+    assert accuracy(again.network().model, load_data("digits").test) == result.dense_test_accuracy < 0.5
+
+
 def test_own_module_and_data_replay_with_the_module(tmp_path: Path) -> None:
     model, data = load_model("digits-resnet", "random", seed=4), load_data("digits")
     env = gym.make("GNNRL-Prune-v0", model=model, data=data, search_images=50, recalibration_images=40, device="cpu")
