@@ -14,54 +14,72 @@ from tqdm import tqdm
 
 from agents.refine import finetune_run
 from agents.results import RESULT, SearchResult
+from benchmarks.published_count import published_ratio
 from benchmarks.registry import Benchmark, Options, markdown_table
 from benchmarks.search_comparison import WITHOUT_CHANCE
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", "sensitivity", "ppo")
 LEARNING_RATE = 0.05
+SHARES = ("macs_ratio", "published_ratio", "params_ratio")
 
 
 def run(options: Options) -> dict[str, Any]:
     """Fine-tunes the finished run folders that `search-comparison` left in the runs folder, seed by seed.
 
     A method without chance has one plan; its seeds are those of the fine-tuning. Interrupted, it goes on at the epoch
-    where it was.
+    where it was. `--methods` chooses what is run; the record holds every finished run of the folder.
     """
     base = options.runs / f"{options.model or DIGITS}-{options.budget:g}-{options.evaluations}"
-    jobs = [(method, seed) for seed in range(options.seed, options.seed + options.seeds) for method in METHODS]
+    tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{options.distill:g}")
+    seeds = range(options.seed, options.seed + options.seeds)
+    jobs = [(method, seed) for seed in seeds for method in options.methods or METHODS]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        pending = [pool.submit(_finetune, base, options, method, seed) for method, seed in jobs]
-        rows = [done.result() for done in tqdm(as_completed(pending), total=len(jobs), unit="network")]
+        pending = [pool.submit(_finetune, base, tuned, options, method, seed) for method, seed in jobs]
+        for done in tqdm(as_completed(pending), total=len(jobs), unit="network", disable=None):
+            done.result()
+    folders = [path.parent for method in METHODS for path in sorted(tuned.glob(f"{method}-[0-9]*/{RESULT}"))]
     about = {"model": options.model or DIGITS, "budget": options.budget, "epochs": options.epochs}
     about |= {"learning_rate": LEARNING_RATE, "distill": options.distill}
-    return about | {"rows": sorted(rows, key=lambda row: (row["method"], row["seed"]))}
+    return about | {"rows": [row for folder in folders if (row := _row(folder))]}
 
 
-def _finetune(base: Path, options: Options, method: str, seed: int) -> dict[str, Any]:
+def _finetune(base: Path, tuned: Path, options: Options, method: str, seed: int) -> None:
     torch.set_num_threads(1)
-    source = base / f"{method}-{options.seed if method in WITHOUT_CHANCE else seed}"
-    folder = base.with_name(f"{base.name}-finetuned-{options.epochs}-{options.distill:g}") / f"{method}-{seed}"
+    source, folder = base / f"{method}-{options.seed if method in WITHOUT_CHANCE else seed}", tuned / f"{method}-{seed}"
     if not (source / RESULT).is_file():
         raise FileNotFoundError(f"No finished search in {str(source)!r}: run search-comparison first.")
     if not (folder / RESULT).is_file():
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("tensorboard"))
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("tensorboard*"))
+    if SearchResult.load(folder).finetuned_accuracy is None:
+        finetune_run(folder, options.epochs, LEARNING_RATE, "cpu", seed, distill=options.distill)
+
+
+def _row(folder: Path) -> dict[str, Any] | None:
+    """None while it is not fine-tuned to the end."""
     result = SearchResult.load(folder)
     if result.finetuned_accuracy is None:
-        result = finetune_run(folder, options.epochs, LEARNING_RATE, "cpu", seed, distill=options.distill)
+        return None
+    method, _, seed = folder.name.rpartition("-")
+    network = result.network()
+    counted = published_ratio(network.model, result.pruned(), network.example_input[0])
     keys = ("macs_ratio", "params_ratio", "test_accuracy", "finetuned_accuracy", "dense_test_accuracy", "widths")
-    return {"method": method, "seed": seed} | {key: getattr(result, key) for key in keys}
+    about = {"method": method, "seed": int(seed), "published_ratio": counted}
+    return about | {key: getattr(result, key) for key in keys}
 
 
 def table(record: dict[str, Any]) -> str:
     """A row per method: test accuracy before and after."""
-    header = ["method", "seeds", "real MACs", "parameters", "test before", f"test after {record['epochs']} epochs"]
+    costs = ["real MACs", "FLOPs, published count", "parameters"]
+    header = ["method", "seeds", *costs, "test before", f"test after {record['epochs']} epochs"]
     dense = 100 * record["rows"][0]["dense_test_accuracy"]
-    rows = [["dense", "", "100 %", "100 %", f"{dense:.1f}", ""]]
+    rows = [["dense", "", *["100 %"] * 3, f"{dense:.1f}", ""]]
     for method in METHODS:
         found = [row for row in record["rows"] if row["method"] == method]
-        shares = [f"{statistics.mean(row[key] for row in found):.1%}" for key in ("macs_ratio", "params_ratio")]
+        if not found:
+            continue
+        shares = [f"{statistics.mean(row[key] for row in found):.1%}" for key in SHARES]
         accuracies = [_spread([100 * row[key] for row in found]) for key in ("test_accuracy", "finetuned_accuracy")]
         rows.append([method, str(len(found)), *shares, *accuracies])
     return markdown_table(header, rows)
