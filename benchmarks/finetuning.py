@@ -15,7 +15,7 @@ from tqdm import tqdm
 from agents.refine import finetune_run
 from agents.results import RESULT, SearchResult
 from benchmarks.published_count import published_ratio
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from benchmarks.search_comparison import WITHOUT_CHANCE
 from gnnrl_gym.zoo.models import DIGITS
 
@@ -80,15 +80,11 @@ def table(record: dict[str, Any]) -> str:
         if not found:
             continue
         shares = [f"{statistics.mean(row[key] for row in found):.1%}" for key in SHARES]
-        accuracies = [_spread([100 * row[key] for row in found]) for key in ("test_accuracy", "finetuned_accuracy")]
+        accuracies = [
+            spread([row[key] for row in found], 2, percent=True) for key in ("test_accuracy", "finetuned_accuracy")
+        ]
         rows.append([method, str(len(found)), *shares, *accuracies])
     return markdown_table(header, rows)
-
-
-def _spread(values: list[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 BENCHMARK = Benchmark(

@@ -19,7 +19,7 @@ from agents.recorder import LOG
 from agents.results import RESULT, SearchResult
 from agents.sb3 import make_sb3_env
 from agents.search import search
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE, searcher_of
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
@@ -84,17 +84,11 @@ def table(record: dict[str, Any]) -> str:
         runs = [row for row in record["rows"] if row["method"] == method]
         if not runs:
             continue
-        best = [_spread([run["best_so_far"][min(n, run["evaluations"]) - 1] for run in runs]) for n in points]
-        others = [_spread([run[key] for run in runs]) for key in ("last_mean", "test_accuracy", "greedy_test_accuracy")]
-        rows.append([f"{method} ({len(runs)} seeds)" if len(runs) > 1 else method, *best, *others])
+        best = [[run["best_so_far"][min(n, run["evaluations"]) - 1] for run in runs] for n in points]
+        others = [[run[key] for run in runs] for key in ("last_mean", "test_accuracy", "greedy_test_accuracy")]
+        cells = [spread(shares, 1, percent=True) for shares in best + others]
+        rows.append([f"{method} ({len(runs)} seeds)" if len(runs) > 1 else method, *cells])
     return markdown_table(["method", *(f"search at {n}" for n in points), *ends], rows)
-
-
-def _spread(shares: list[float | None]) -> str:
-    values = [100 * share for share in shares if share is not None]
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else ""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 BENCHMARK = Benchmark(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from agents.recorder import LOG
 from agents.results import RESULT, SearchResult, write_atomic
 from agents.search import search
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
 from gnnrl_gym.zoo.models import DIGITS
@@ -123,8 +123,9 @@ def table(record: dict[str, Any]) -> str:
             continue
         cells = [f"{method} ({len(runs)} seeds)" if len(runs) > 1 else method, str(runs[0]["evaluations"])]
         cells.append(f"{statistics.mean(r['macs_ratio'] for r in runs):.2%}")
-        cells += [_spread([r["best_so_far"][min(n, len(r["best_so_far"])) - 1] for r in runs]) for n in points]
-        rows.append([*cells, _spread([r["test_accuracy"] for r in runs])])
+        best = [[r["best_so_far"][min(n, len(r["best_so_far"])) - 1] or None for r in runs] for n in points]
+        shares = [*best, [r["test_accuracy"] for r in runs]]  # no plan within the budget yet: an empty cell
+        rows.append([*cells, *(spread(values, 1, percent=True) for values in shares)])
     dense = next(row["dense_test_accuracy"] for row in record["rows"] if "dense_test_accuracy" in row)
     return markdown_table(header, [["dense", "", "100 %", *[""] * len(points), f"{100 * dense:.1f}"], *rows])
 
@@ -145,15 +146,6 @@ def figure(record: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="evaluations", ylabel="best search accuracy, %", title=title)
     axes.legend(loc="lower right")
     write_atomic(path, lambda file: canvas.savefig(file, format="png"))
-
-
-def _spread(values: list[float]) -> str:
-    percent = [100 * value for value in values]
-    if not any(percent):  # no plan within the budget yet
-        return ""
-    if len(percent) == 1:
-        return f"{percent[0]:.1f}"
-    return f"{statistics.mean(percent):.1f} ± {statistics.stdev(percent):.1f}"
 
 
 BENCHMARK = Benchmark(
