@@ -100,14 +100,16 @@ def early(
     return result
 
 
-def check_request(method: str, evaluations: int, seed: int) -> None:
+def check_request(method: str, evaluations: int, seed: int, sparsity: float) -> None:
     """
     Raises:
-        ValueError: unknown method, or a number out of range.
+        ValueError: unknown method, a number out of range, or something to prune for `dense`.
     """
     check_choice("method", method, tuple(METHODS))
     check_whole(1, evaluations=evaluations)
     check_seed(seed=seed)
+    if method == "dense" and sparsity:
+        raise ValueError("The method 'dense' prunes nothing: give it sparsity 0.")
 
 
 def search_mask(
@@ -134,12 +136,10 @@ def search_mask(
 
 
 def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -> MaskEnv:
-    check_request(method, evaluations, seed)
     inner = env.unwrapped
     if not isinstance(inner, MaskEnv):
         raise ValueError(f"early needs a GNNRL-Mask-v0 environment, got {type(inner).__name__}.")
-    if method == "dense" and inner.keep < len(inner.group_of):
-        raise ValueError("The method 'dense' prunes nothing: give it sparsity 0.")
+    check_request(method, evaluations, seed, inner.arguments["sparsity"])
     return inner
 
 

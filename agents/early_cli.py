@@ -53,7 +53,7 @@ def early(
     share = sparsity if sparsity is not None else (0.0 if method == "dense" else SPARSITY)
     folder = out or Path("runs") / f"{model}-early-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
     recipe = recipe_for(model).of(epochs=epochs)
-    check_request(method, evaluations, seed)
+    check_request(method, evaluations, seed, share)
     free_folder(folder)  # before the environment, which may train the dense network first
     env = gym.make(
         "GNNRL-Mask-v0", model=model, data=data or "digits", sparsity=share, objective=objective,

@@ -245,6 +245,8 @@ MISTAKES = {
     "evaluations": (("--evaluations", "0"), "evaluations"),
     "epochs": (("--epochs", "0"), "epochs must"),
     "seed": (("--seed", "-1"), "seed must"),
+    "a seed too large": (("--seed", "99999999999999999999999"), "seed must"),
+    "dense, but sparse": (("--method", "dense", "--sparsity", "0.5"), "sparsity 0"),
     "an occupied folder": (("--out", "."), "not empty"),
     "no run to resume": (("--resume", "nowhere"), "nowhere"),
 }
