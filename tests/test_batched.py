@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import gpu_evaluation as benchmark
 from benchmarks.registry import Options, benchmarks
 from gnnrl_gym import PrunableNetwork, UnsupportedOperation
-from gnnrl_gym.evaluation import batched
+from gnnrl_gym.evaluation import batched, gates
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.evaluation.batched import BatchedCandidates, obstacle
 from gnnrl_gym.pruning.recalibration import recalibrate
@@ -232,7 +232,7 @@ def test_the_trial_finds_missing_gates(everything: bool, monkeypatch: pytest.Mon
     torch.manual_seed(0)
     network = prunable(NETWORKS["sigmoid behind BatchNorm"][0](), images(1, 3, 8, 8))
     if everything:
-        monkeypatch.setattr(batched, "_zeroed", lambda network: set(network.trace.operations()))
+        monkeypatch.setattr(gates, "_zeroed", lambda network: set(network.trace.operations()))
     else:
         monkeypatch.setattr(batched.CandidateNorm, "_scale_and_shift", lambda self, mean, var: (1 / var, -mean / var))
     assert "trial" in str(obstacle(network))

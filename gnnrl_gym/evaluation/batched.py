@@ -10,14 +10,15 @@ price: a removed channel is still computed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from gnnrl_gym.graph.channels import Weight, operator_name
+from gnnrl_gym.evaluation.gates import gated, norms, read_units
+from gnnrl_gym.graph.channels import operator_name
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.graph.trace import module_path
 from gnnrl_gym.pruning.network import PrunableNetwork
@@ -26,12 +27,6 @@ from gnnrl_gym.pruning.sparsity import SparseNetwork
 
 CHUNK, IMAGES = 32, 256  # candidates, and images of each, in one forward
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_READERS = ("linear", *(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)))
-_ZEROS_OF_ZEROS = {
-    "relu", "relu6", "leaky_relu", "elu", "selu", "silu", "gelu", "mish", "hardswish", "tanh", "dropout", "cat", "mean",
-    "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "flatten",
-    "view", "transpose", "permute", "slice", "chunk", "split", "split_with_sizes", "getitem", "clone", "contiguous",
-}  # fmt: skip
 
 
 class CandidateNorm(nn.Module):
@@ -119,13 +114,13 @@ class BatchedCandidates:
     def __init__(self, network: PrunableNetwork, device: torch.device | None = None, chunk: int = CHUNK) -> None:
         self.network, self.chunk = network, chunk
         dense: Any = network.model.get_submodule
-        self.norms = {path: CandidateNorm(dense(path), units) for path, units in _norms(network)}
+        self.norms = {path: CandidateNorm(dense(path), units) for path, units in norms(network)}
         # deepcopy takes what its memo already holds: every occurrence of a norm becomes the new one
         memo: dict[int, Any] = {id(dense(path)): norm for path, norm in self.norms.items()}
         model: Any = copy.deepcopy(network.model, memo).eval().requires_grad_(False)
         self.model = model.to(device, memory_format=torch.channels_last)
-        gated = {path: (units, dim) for path, units, dim in _gated(network)}  # a layer that runs twice is named twice
-        self.gates = [_Gate(self.model.get_submodule(path), *where) for path, where in gated.items()]
+        where = {path: (units, dim) for path, units, dim in gated(network)}  # a layer that runs twice is named twice
+        self.gates = [_Gate(self.model.get_submodule(path), *place) for path, place in where.items()]
 
     def accuracies(
         self, plans: Sequence[Ints], calibration: Tensor, images: Tensor, labels: Tensor, dtype: torch.dtype
@@ -205,7 +200,7 @@ def obstacle(network: PrunableNetwork) -> str | None:
         if operator_name(node) == "batch_norm":
             plain = type(module).forward is nn.modules.batchnorm._BatchNorm.forward and module.track_running_stats
         else:
-            plain = _read_units(network, node) is None or type(module).forward in [layer.forward for layer in _LAYERS]
+            plain = read_units(network, node) is None or type(module).forward in [layer.forward for layer in _LAYERS]
         if not plain:
             return f"{operator_name(node)} in '{path}' ({type(module).__name__}) can't be gated"
     return None if _agrees(network) else "on a trial batch it differs from its slim networks"
@@ -227,49 +222,6 @@ def _agrees(network: PrunableNetwork) -> bool:
     except Exception:  # whatever a forward raises on an unusual batch
         return False
     return found.shape == expected.shape and bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())
-
-
-def _norms(network: PrunableNetwork) -> Iterator[tuple[str, Ints]]:
-    """Path of every BatchNorm that runs, and the unit of each of its channels, -1 for none."""
-    for node in network.trace.operations():
-        if operator_name(node) == "batch_norm":
-            mean: Weight = network.channels.values[node.args[3]]  # type: ignore[index]
-            units = network.groups.owner.get((mean.name, 0), np.full(mean.shape, -1))
-            yield mean.name.removesuffix(".running_mean"), units
-
-
-def _gated(network: PrunableNetwork) -> Iterator[tuple[str, Ints, int]]:
-    """Path of every layer that would read removed channels, the unit of each of its inputs, and where in
-    [K, N, ...] they lie."""
-    zeroed = _zeroed(network)
-    for node in network.trace.operations():
-        units = _read_units(network, node)
-        if units is not None and node.args[0] not in zeroed:
-            yield module_path(node), units, -1 if operator_name(node) == "linear" else 2
-
-
-def _read_units(network: PrunableNetwork, node: fx.Node) -> Ints | None:
-    """Units of the channels that a layer mixes, where any can be removed. (A grouped convolution's go as a whole.)"""
-    weight = network.channels.values.get(node.args[1]) if operator_name(node) in _READERS else None  # type: ignore[arg-type]
-    if not isinstance(weight, Weight):
-        return None
-    units = network.groups.owner.get((weight.name, int("transpose" not in operator_name(node))))
-    return units if units is not None and (units >= 0).any() else None
-
-
-def _zeroed(network: PrunableNetwork) -> set[fx.Node]:
-    """Values that are zero wherever a channel is removed: BatchNorm's, and what makes zeros of zeros."""
-    values = network.groups.values
-    # those of frozen channels are no zeros, and a single one may be broadcast over removed ones
-    norms = {node for node in values if operator_name(node) == "batch_norm" and (values[node][1] >= 0).any()}
-    found: set[fx.Node] = set()
-    for node in network.trace.operations():
-        name, sources = operator_name(node), [source in found for source in node.all_input_nodes]
-        keeps = name in _ZEROS_OF_ZEROS or (name == "add" and len(sources) == 2)
-        keeps |= (name == "hardtanh" and node.args[1:] == (0.0, 6.0)) or (name == "pad" and len(node.args) == 2)
-        if node in norms or (keeps and all(sources)) or (name == "mul" and any(sources)):
-            found.add(node)
-    return found
 
 
 def _beside(values: Tensor, x: Tensor, dim: int) -> Tensor:
