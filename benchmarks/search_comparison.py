@@ -109,7 +109,15 @@ def _row(folder: Path) -> dict[str, Any]:
     keys = ("method", "seed", "evaluations", "macs_ratio", "params_ratio", "search_accuracy", "test_accuracy")
     more = ("dense_test_accuracy", "seconds", "widths")
     found = {key: getattr(result, key) for key in keys + more}
-    return found | {"method": folder.name.rpartition("-")[0], "best_so_far": [round(float(b), 6) for b in best]}
+    found |= {"method": folder.name.rpartition("-")[0], "best_so_far": [round(float(b), 6) for b in best]}
+    return found | {"racing_share": _racing_share([line["search_accuracy"] for line in lines])}
+
+
+def _racing_share(scores: list[float]) -> float:
+    """Share of the scoring that a race leaves which stops a candidate once its errors are as many as all of the best's
+    so far, as then it can't win; its errors being spread evenly over the images."""
+    best = np.maximum.accumulate([0.0, *scores[:-1]])
+    return round(float(np.mean(np.minimum(1, (1 - best) / np.maximum(1 - np.array(scores), 1e-9)))), 4)
 
 
 def table(record: dict[str, Any]) -> str:
