@@ -493,6 +493,8 @@ NAMES: dict[str, tuple[Callable[[], Any], str]] = {
     "landing": (lambda: PruneEnv(landing="soft"), "Unknown landing 'soft': choose one of exact"),
     "granularity": (lambda: PruneEnv(metric="params", granularity="3:2"), "Unknown granularity '3:2': choose"),
     "device": (lambda: PruneEnv(device="gpu"), "Unknown device 'gpu': use auto, cpu or cuda"),
+    "device of another kind": (lambda: PruneEnv(device="mps"), "Unknown device 'mps': use auto, cpu or cuda"),
+    "device out of range": (lambda: PruneEnv(device="cuda:99"), "device='cuda:99' but torch sees"),
 }
 
 

@@ -36,10 +36,13 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"Unknown device {device!r}: use auto, cpu or cuda.") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda' but torch sees no GPU here. Use device='auto' or 'cpu'.")
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"Unknown device {device!r}: use auto, cpu or cuda.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ValueError(f"device={device!r} but torch sees {count or 'no'} GPU here. Use device='auto' or 'cpu'.")
     return found
 
 
