@@ -57,7 +57,7 @@ def _run(question: Question, folder: Path, device: str, resume: bool) -> None:
     except ImportError as error:  # BoTorch is an extra: said in a sentence
         raise ValueError(str(error)) from error
     except KeyboardInterrupt:
-        console.print(f"Interrupted. To go on: gnnrl bogp --resume {folder}")
+        console.print(f"Interrupted. To go on: gnnrl bogp --resume {folder}", soft_wrap=True)
         raise
     console.print(Markdown(report(result)))
-    console.print(f"run folder: {folder}")
+    console.print(f"run folder: {folder}", soft_wrap=True)

@@ -97,13 +97,13 @@ def _resumed(folder: Path) -> tuple[Path, SearchResult]:
 def _finish(folder: Path, result: SearchResult, epochs: int, device: str) -> None:
     """Fine-tune what a search found, and show it."""
     if result.interrupted:
-        console.print(f"Interrupted: this is the best so far. To go on: gnnrl search --resume {folder}")
+        console.print(f"Interrupted: this is the best so far. To go on: gnnrl search --resume {folder}", soft_wrap=True)
     elif epochs:
         try:
             result = finetune_run(folder, epochs, device=device, seed=result.seed)
         except KeyboardInterrupt:
             later = f"gnnrl finetune {folder} --epochs {epochs} --seed {result.seed}"
-            console.print(f"Fine-tuning stopped. It goes on after its last whole epoch: {later}")
+            console.print(f"Fine-tuning stopped. It goes on after its last whole epoch: {later}", soft_wrap=True)
     _show(result)
 
 
@@ -120,7 +120,7 @@ def train(
     env = gym.make("GNNRL-PruneMany-v0", networks=rows, budgets=budgets)
     agent = train_policy(env, evaluations, seed, progress=True)
     save_policy(agent, out, {"networks": [row.get("model", DIGITS) for row in rows], "evaluations": evaluations})
-    console.print(f"policy: {out}")
+    console.print(f"policy: {out}", soft_wrap=True)
 
 
 @app.command()
@@ -130,11 +130,13 @@ def finetune(
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 0.02,
     schedule: Annotated[str, typer.Option(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")] = "cosine",
     distill: Annotated[float, typer.Option(help="Weight of the dense network's outputs in the loss, up to 1.")] = 0.0,
+    images: Annotated[str, typer.Option(help="train, or all: those of the search too.")] = "train",
     seed: Annotated[int, typer.Option()] = 0,
     device: Device = "auto",
 ) -> None:
     """Train the pruned network of a run further. Interrupted, the same command goes on after the last whole epoch."""
-    _show(finetune_run(run or _newest(), epochs, learning_rate, device, seed, schedule=schedule, distill=distill))
+    settings: dict[str, Any] = {"schedule": schedule, "distill": distill, "images": images}
+    _show(finetune_run(run or _newest(), epochs, learning_rate, device, seed, **settings))
 
 
 @app.command()
@@ -193,7 +195,7 @@ def _show(result: SearchResult) -> None:
         epochs = f"after {result.finetune_epochs} epochs of fine-tuning"
         table.add_row(epochs, "", f"{result.finetuned_accuracy:.2%}")
     console.print(table)
-    console.print(f"run folder: {result.out}")
+    console.print(f"run folder: {result.out}", soft_wrap=True)
 
 
 app.command()(early)
@@ -214,7 +216,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, UnsupportedOperation) as error:
-        Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", highlight=False)
+        Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

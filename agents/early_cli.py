@@ -74,7 +74,7 @@ def _run(env: gym.Env[Any, Any], folder: Path, **asked: Any) -> None:
     try:
         _show(run_early(env, out=folder, progress=True, **asked))
     except KeyboardInterrupt:
-        console.print(f"Interrupted. To go on: gnnrl early --resume {folder}")
+        console.print(f"Interrupted. To go on: gnnrl early --resume {folder}", soft_wrap=True)
         raise
 
 
@@ -91,4 +91,4 @@ def _show(result: SearchResult) -> None:
     for name, value in rows.items():
         table.add_row(name, "" if value is None else f"{value:.2%}")
     console.print(table)
-    console.print(f"run folder: {result.out}")
+    console.print(f"run folder: {result.out}", soft_wrap=True)

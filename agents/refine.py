@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from agents.results import SearchResult
+from gnnrl_gym.checks import check_choice
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.latency import measure_latency
@@ -25,6 +26,7 @@ from gnnrl_gym.pruning.sparsity import SparseNetwork
 from gnnrl_gym.zoo import DataSplits, load_data
 
 CHECKPOINT = "finetuning-"  # files of a run folder, while it is fine-tuned
+IMAGES = ("train", "all")
 
 
 def finetune_run(
@@ -37,6 +39,7 @@ def finetune_run(
     data: DataSplits | None = None,
     schedule: str = "cosine",
     distill: float = 0.0,
+    images: str = "train",
 ) -> SearchResult:
     """Fine-tune the pruned network of a run folder; the record gets `finetuned_accuracy`, measured on the test split
     once, after the last epoch.
@@ -48,14 +51,18 @@ def finetune_run(
         model, data: needed where the search was given objects instead of names.
         schedule: of the learning rate, see `gnnrl_gym.evaluation.finetuning.finetune`.
         distill: weight of the dense network's outputs in the loss, in [0, 1]; 0: labels alone.
+        images: "train": the train split. "all": the search split too, which has done its work once a plan is chosen.
 
     Raises:
         ValueError: `epochs` is below 1; unknown schedule; `distill` is outside [0, 1].
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    check_choice("images", images, IMAGES)
     result, folder = SearchResult.load(run), Path(run)
     place, splits = resolve_device(device), data or load_data(result.data)
+    if images == "all":
+        splits = replace(splits, train=splits.train.joined(splits.search))
     network, slim = result.network(model), result.pruned(model)
     teacher, dtype = copy.deepcopy(network.model) if distill else None, fitting_dtype("auto", network, place)
     # the epochs before are in the name: what an earlier fine-tuning may have left is no part of this one

@@ -27,6 +27,7 @@ def bench(
     workers: Annotated[int, typer.Option(help="Searches side by side, one thread each.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 30,
     distill: Annotated[float, typer.Option(help="Weight of the dense network's outputs in fine-tuning.")] = 0.0,
+    images: Annotated[str, typer.Option(help="Of fine-tuning: train, or all, the search's too.")] = "train",
     runs: Annotated[Path, typer.Option(help="Run folders of searches; finished ones are kept.")] = Path("runs/bench"),
     out: Annotated[Path, typer.Option(help="Folder of the JSON records.")] = RESULTS,
     tables: Annotated[bool, typer.Option(help="Rebuild tables and pictures of README.md and docs/.")] = False,
@@ -36,7 +37,7 @@ def bench(
     if unknown := [name for name in names or [] if name not in known]:
         raise ValueError(f"Unknown benchmark {unknown[0]!r}: choose from {', '.join(known)}.")
     options = Options(
-        seed, model, weights, data, seeds, evaluations, budget, workers, epochs, distill, _split(methods), runs
+        seed, model, weights, data, seeds, evaluations, budget, workers, epochs, distill, images, _split(methods), runs
     )
     for name in names or []:
         typer.echo(f"{name}: {known[name].measure(options, out)}")

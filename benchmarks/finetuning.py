@@ -31,7 +31,8 @@ def run(options: Options) -> dict[str, Any]:
     where it was. `--methods` chooses what is run; the record holds every finished run of the folder.
     """
     base = options.runs / f"{options.model or DIGITS}-{options.budget:g}-{options.evaluations}"
-    tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{options.distill:g}")
+    every = "-all" if options.images == "all" else ""
+    tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{options.distill:g}{every}")
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(method, seed) for seed in seeds for method in options.methods or METHODS]
     context = multiprocessing.get_context("spawn")
@@ -41,7 +42,7 @@ def run(options: Options) -> dict[str, Any]:
             done.result()
     folders = [path.parent for method in METHODS for path in sorted(tuned.glob(f"{method}-[0-9]*/{RESULT}"))]
     about = {"model": options.model or DIGITS, "budget": options.budget, "epochs": options.epochs}
-    about |= {"learning_rate": LEARNING_RATE, "distill": options.distill}
+    about |= {"learning_rate": LEARNING_RATE, "distill": options.distill, "images": options.images}
     return about | {"rows": [row for folder in folders if (row := _row(folder))]}
 
 
@@ -53,7 +54,8 @@ def _finetune(base: Path, tuned: Path, options: Options, method: str, seed: int)
     if not (folder / RESULT).is_file():
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("tensorboard*"))
     if SearchResult.load(folder).finetuned_accuracy is None:
-        finetune_run(folder, options.epochs, LEARNING_RATE, "cpu", seed, distill=options.distill)
+        settings: dict[str, Any] = {"distill": options.distill, "images": options.images}
+        finetune_run(folder, options.epochs, LEARNING_RATE, "cpu", seed, **settings)
 
 
 def _row(folder: Path) -> dict[str, Any] | None:

@@ -26,7 +26,8 @@ class Options:
         seeds, evaluations, budget: of searches.
         workers: processes, each with one thread.
         methods: searchers to run; none: all of the benchmark's.
-        epochs, distill: of fine-tuning; the weight of the dense network's outputs in its loss.
+        epochs, distill, images: of fine-tuning; the weight of the dense network's outputs in its loss, and whether it
+            sees the "train" images or "all", those of the search too.
         runs: folder for the run folders of searches, from which an interrupted benchmark resumes.
     """
 
@@ -40,6 +41,7 @@ class Options:
     workers: int = 1
     epochs: int = 30
     distill: float = 0.0
+    images: str = "train"
     methods: tuple[str, ...] = ()
     runs: Path = Path("runs/bench")
 

@@ -221,7 +221,6 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_command_line_goes_on_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
     options = ["--method", "annealing", "--evaluations", "6", "--epochs", "1", "--search-images", "50", "--seed", "3",
                "--device", "cpu", "--out"]  # fmt: skip
     invoke = CliRunner().invoke

@@ -209,6 +209,28 @@ def test_an_interrupted_run_goes_on(digits_env: Env, tmp_path: Path, monkeypatch
     assert not list((tmp_path / "killed").glob("finetuning-*"))
 
 
+@pytest.mark.parametrize("images", ["train", "all"])
+def test_the_images_it_trains_on(digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: str) -> None:
+    search(digits_env, "uniform", 1, out=tmp_path / "run")
+    seen: list[DataSplits] = []
+
+    def remembers(model: nn.Module, data: DataSplits, *args: Any, **settings: Any) -> nn.Module:
+        seen.append(data)
+        return model
+
+    monkeypatch.setattr("agents.refine.finetune", remembers)
+    finetune_run(tmp_path / "run", 1, device="cpu", images=images)
+    data = digits_env.unwrapped.data  # type: ignore[attr-defined]
+    expected = [*data.train.labels.tolist(), *(data.search.labels.tolist() if images == "all" else [])]
+    assert seen[0].train.labels.tolist() == expected
+    assert torch.equal(seen[0].test.labels, data.test.labels)
+
+
+def test_other_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'test'"):
+        finetune_run(tmp_path, 1, images="test")
+
+
 def counted(epochs: list[int]) -> Any:
     def finetunes(model: nn.Module, *args: Any, **settings: Any) -> nn.Module:
         return finetune(model, *args[:5], lambda epoch, _: epochs.append(epoch), *args[6:], **settings)

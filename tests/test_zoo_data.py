@@ -201,6 +201,15 @@ def test_splits_pickle(name: str, folder: Path) -> None:
     assert (copy.name, copy.num_classes, copy.input_shape) == (data.name, data.num_classes, data.input_shape)
 
 
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_joined_is_one_after_the_other(name: str, folder: Path) -> None:
+    data = load_data("digits" if name == "digits" else folder, image_size=16)
+    images, labels = data.train.joined(data.search).tensors()
+    parts = [split.tensors() for split in (data.train, data.search)]
+    assert torch.equal(images, torch.cat([part[0] for part in parts]))
+    assert torch.equal(labels, torch.cat([part[1] for part in parts]))
+
+
 def test_split_refuses_what_cannot_be_one() -> None:
     images = MemoryImages(torch.zeros(2, 1, 3, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="2 images but 1 labels"):

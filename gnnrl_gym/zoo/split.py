@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ class ImageSource(Protocol):
     def select(self, indices: Tensor) -> ImageSource:
         """A source of only the images at ``indices``."""
 
+    def joined(self, other: Any) -> ImageSource:
+        """A source of these images, then those of ``other``, which is of the same kind."""
+
 
 @dataclass(frozen=True, eq=False)
 class MemoryImages:
@@ -49,6 +52,9 @@ class MemoryImages:
 
     def select(self, indices: Tensor) -> MemoryImages:
         return MemoryImages(self.images[indices])
+
+    def joined(self, other: MemoryImages) -> MemoryImages:
+        return MemoryImages(torch.cat([self.images, other.images]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +81,9 @@ class FileImages:
 
     def select(self, indices: Tensor) -> FileImages:
         return FileImages(tuple(self.paths[i] for i in indices.tolist()), self.size)
+
+    def joined(self, other: FileImages) -> FileImages:
+        return FileImages(self.paths + other.paths, self.size)
 
     def _read_one(self, path: Path) -> Tensor:
         try:
@@ -149,6 +158,10 @@ class Split:
     def select(self, indices: Tensor) -> Split:
         """The split of only the images at ``indices`` (int64 ``[n]``), in that order."""
         return Split(self.images.select(indices), self.labels[indices], self.mean, self.std)
+
+    def joined(self, other: Split) -> Split:
+        """These images, then those of ``other``, another part of the same data set."""
+        return Split(self.images.joined(other.images), torch.cat([self.labels, other.labels]), self.mean, self.std)
 
     def take(self, n: int, seed: int = 0) -> Split:
         """The first ``n`` images of a seeded shuffle; the split itself where it holds no more than ``n``."""
