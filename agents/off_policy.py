@@ -136,6 +136,8 @@ def _learn(
 ) -> OffPolicyAlgorithm:
     """Learn until the evaluations are spent; the policy is saved in `out`."""
     device = str(recorder.unwrapped.device)  # type: ignore[attr-defined]
+    relative = getattr(recorder.unwrapped, "landing", None) == "exact"  # the landing scales all ratios alike
+    settings["policy_kwargs"] = {"relative": relative, **settings.get("policy_kwargs", {})}
     agent = make_off_policy(algorithm, make_sb3_env(recorder), recorder.limit, seed, device, out, **settings)
     try:
         with contextlib.suppress(EvaluationsExhausted):

@@ -27,13 +27,15 @@ class NodeActor(nn.Module):
         arch, activation: hidden layers, shared by all nodes.
         start: what the untrained network answers, nearly; padding always.
         node_bias: a free offset per decision position.
+        relative: what all decisions have in common is taken off.
     """
 
     def __init__(
-        self, hidden: int, decisions: int, arch: list[int], activation: type[nn.Module], start: float, node_bias: bool
-    ) -> None:
+        self, hidden: int, decisions: int, arch: list[int], activation: type[nn.Module], start: float, node_bias: bool,
+        relative: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.hidden, self.start = hidden, start
+        self.hidden, self.start, self.relative = hidden, start, relative
         self.net = nn.Sequential(*create_mlp(2 * hidden, 1, arch, activation))
         self.offset = nn.Parameter(torch.zeros(decisions), requires_grad=node_bias)
         last = self.net[-1]
@@ -44,8 +46,11 @@ class NodeActor(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] from features [B, (D + 1) * H]."""
         nodes, whole = split_features(features, self.hidden)
-        found = self.net(torch.cat([nodes, whole[:, None].expand_as(nodes)], dim=2)).squeeze(2)
-        return self.start + (found + self.offset).where(real_decisions(nodes), 0.0)
+        real = real_decisions(nodes)
+        found = self.net(torch.cat([nodes, whole[:, None].expand_as(nodes)], dim=2)).squeeze(2) + self.offset
+        if self.relative:
+            found = found - found.where(real, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+        return self.start + found.where(real, 0.0)
 
 
 class NodeCritic(nn.Module):
@@ -89,6 +94,9 @@ class _GraphNetworks:
         node_bias: decision positions differ in more than their features. Only sensible where the network to prune is
             always the same.
         initial_mean: action of the untrained policy, in (-1, 1).
+        relative: the mean over the decisions, before the squashing, stays that of `initial_mean`. Only sensible where
+            what all components have in common does not matter, as with plans that land on a budget: a deterministic
+            actor has no reason to stop in that direction, and ends where the squashing holds every component.
         others: as in the policies of Stable-Baselines3.
     """
 
@@ -99,9 +107,10 @@ class _GraphNetworks:
         features_extractor_class: type[BaseFeaturesExtractor] = MultiStageGNN,
         node_bias: bool = False,
         initial_mean: float = 0.0,
+        relative: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.node_bias, self.initial_mean = node_bias, initial_mean
+        self.node_bias, self.initial_mean, self.relative = node_bias, initial_mean, relative
         arch = [64] if net_arch is None else net_arch
         super().__init__(*args, net_arch=arch, features_extractor_class=features_extractor_class, **kwargs)  # type: ignore[call-arg]
 
@@ -114,14 +123,14 @@ class _GraphNetworks:
             critic.q_networks[index] = network  # type: ignore[call-overload]
         return critic
 
-    def _node_actor(self, actor: Any, start: float) -> NodeActor:
-        return NodeActor(*self._sizes(actor), start, self.node_bias).to(actor.device)
+    def _node_actor(self, actor: Any, start: float, relative: bool = False) -> NodeActor:
+        return NodeActor(*self._sizes(actor), start, self.node_bias, relative).to(actor.device)
 
     def _sizes(self, network: Any) -> tuple[int, int, list[int], type[nn.Module]]:
         return network.features_extractor.hidden, network.action_space.shape[0], self.net_arch, self.activation_fn  # type: ignore[attr-defined]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = {"node_bias": self.node_bias, "initial_mean": self.initial_mean}
+        own = {"node_bias": self.node_bias, "initial_mean": self.initial_mean, "relative": self.relative}
         return {**super()._get_constructor_parameters(), **own}  # type: ignore[misc]
 
     def _start(self) -> float:
@@ -134,7 +143,7 @@ class GraphTD3Policy(_GraphNetworks, TD3Policy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
         actor = super().make_actor(features_extractor)
-        actor.mu = nn.Sequential(self._node_actor(actor, self._start()), nn.Tanh())
+        actor.mu = nn.Sequential(self._node_actor(actor, self._start(), self.relative), nn.Tanh())
         return actor
 
 
@@ -151,6 +160,6 @@ class GraphSACPolicy(_GraphNetworks, SACPolicy):
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
         actor = super().make_actor(features_extractor)
         actor.latent_pi = nn.Sequential()  # the heads read the features
-        actor.mu = self._node_actor(actor, self._start())
+        actor.mu = self._node_actor(actor, self._start(), self.relative)
         actor.log_std = self._node_actor(actor, actor.log_std_init)  # type: ignore[assignment]
         return actor

@@ -73,6 +73,18 @@ def test_the_first_answer_is_the_initial_mean(name: str) -> None:
 
 
 @EACH
+def test_a_relative_actor_keeps_the_mean_of_its_real_components(name: str) -> None:
+    agent, (observations, real) = make_agent(name, {"initial_mean": 0.4, "relative": True}), batch(6)
+    net = agent.actor.mu if name == "sac" else agent.actor.mu[0]  # type: ignore[attr-defined]
+    torch.nn.init.normal_(net.net[-1].weight)  # far from its start, where all answers are alike
+    features = agent.actor.extract_features(observations, agent.actor.features_extractor)  # type: ignore[attr-defined]
+    means = net(features)
+    assert means.std() > 0.1
+    shares = real / real.sum(1, keepdim=True)
+    torch.testing.assert_close((means * shares).sum(1), torch.full((6,), 0.4).atanh(), rtol=1e-4, atol=1e-5)
+
+
+@EACH
 def test_it_learns_what_its_nodes_show(name: str) -> None:
     """-0.043 is the best constant action's reward, -0.013 the best that one number for the whole graph can get."""
     agent = make_agent(name, learning_starts=50, gradient_steps=2)
