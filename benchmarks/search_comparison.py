@@ -147,6 +147,7 @@ def figure(record: dict[str, Any], path: Path) -> None:
         if not runs:
             continue
         curves = 100 * np.array([run + [run[-1]] * (record["evaluations"] - len(run)) for run in runs])
+        curves[curves == 0] = np.nan  # no plan within the budget yet: no line
         places = np.arange(1, curves.shape[1] + 1)
         axes.plot(places, curves.mean(0), label=method)
         axes.fill_between(places, curves.min(0), curves.max(0), alpha=0.2)
