@@ -10,12 +10,11 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.buffers import DictReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.off_policy_policy import GraphSACPolicy, GraphTD3Policy
-from agents.ppo import POLICY
+from agents.ppo import POLICY, StopWhenSpent
 from agents.recorder import EvaluationsExhausted, PlanRecorder
 from agents.sb3 import make_sb3_env
 
@@ -77,15 +76,6 @@ class DecayingNoise(ActionNoise):
         return self._rng.normal(0, self.start + done * (self.end - self.start), self.size)
 
 
-class _StopWhenSpent(BaseCallback):
-    def __init__(self, recorder: PlanRecorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def _on_step(self) -> bool:
-        return not self.recorder.exhausted
-
-
 def make_off_policy(
     algorithm: type[OffPolicyAlgorithm],
     env: Any,
@@ -141,7 +131,7 @@ def _learn(
     agent = make_off_policy(algorithm, make_sb3_env(recorder), recorder.limit, seed, device, out, **settings)
     try:
         with contextlib.suppress(EvaluationsExhausted):
-            agent.learn(10**9, callback=_StopWhenSpent(recorder), tb_log_name="tensorboard")
+            agent.learn(10**9, callback=StopWhenSpent(recorder), tb_log_name="tensorboard")
     finally:
         if out is not None:
             agent.save(out / POLICY)

@@ -45,7 +45,9 @@ LAST_LOG_STD = -2.0
 _ADAPTED = ("node_bias", "value_net.", "mlp_extractor.value_net.")
 
 
-class _StopWhenSpent(BaseCallback):
+class StopWhenSpent(BaseCallback):
+    """Ends the learning once the evaluations are spent."""
+
     def __init__(self, recorder: PlanRecorder) -> None:
         super().__init__()
         self.recorder = recorder
@@ -54,7 +56,7 @@ class _StopWhenSpent(BaseCallback):
         return not self.recorder.exhausted
 
 
-class _Narrowing(_StopWhenSpent):
+class _Narrowing(StopWhenSpent):
     """Exploration shrinks evenly, on the scale of the log standard deviation."""
 
     def __init__(self, recorder: PlanRecorder) -> None:
@@ -90,7 +92,7 @@ def _levels(env: Any) -> int:
 
 def learn(agent: PPO, recorder: PlanRecorder, narrowing: bool = False) -> None:
     """Learn until the evaluations are spent, with exploration that is learned too, or narrows."""
-    callback = (_Narrowing if narrowing else _StopWhenSpent)(recorder)
+    callback = (_Narrowing if narrowing else StopWhenSpent)(recorder)
     with contextlib.suppress(EvaluationsExhausted):
         agent.learn(10**9, callback=callback, tb_log_name="tensorboard")
 

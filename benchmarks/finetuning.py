@@ -94,5 +94,5 @@ BENCHMARK = Benchmark(
     "plans of a search comparison after the same fine-tuning",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}",
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}-{options.epochs}",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.registry import Benchmark, Options, markdown_table, of_model
+from benchmarks.registry import Benchmark, Options, markdown_table, of_model, seconds_of
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator, resolve_device
 from gnnrl_gym.evaluation.batched import obstacle
@@ -54,7 +53,7 @@ def _measure(
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(REPEATS):  # by turns: whatever slows the machine slows both
         for way, work in ways.items():
-            seconds[way].append(_seconds(work))
+            seconds[way].append(seconds_of(work))
     median = {f"{way}_seconds": statistics.median(times) for way, times in seconds.items()}
     return {
         "network": name,
@@ -116,14 +115,7 @@ def _copy_bandwidth(device: torch.device) -> float:
             torch.cuda.synchronize(device)
 
     copy()
-    return 2 * COPIED / min(_seconds(copy) for _ in range(10))
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock seconds; `work` ends with a value read from the device, so it waits for it."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    return 2 * COPIED / min(seconds_of(copy) for _ in range(10))
 
 
 def table(record: dict[str, Any]) -> str:

@@ -102,6 +102,13 @@ def spread(values: Sequence[float | None], decimals: int, percent: bool = False)
     return f"{statistics.mean(found):.{decimals}f} ± {statistics.stdev(found):.{decimals}f}"
 
 
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Wall-clock seconds; work for a GPU has to wait for it."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def benchmarks() -> dict[str, Benchmark]:
     """All benchmarks by name."""
     from benchmarks import (

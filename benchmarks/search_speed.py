@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.ppo import make_ppo
 from agents.sb3 import make_sb3_env
-from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.registry import Benchmark, Options, markdown_table, seconds_of
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import CPU_BATCH
 from gnnrl_gym.evaluation.folding import fold
@@ -46,7 +44,7 @@ def _against_the_limit(precision: str, given: dict[str, Any], seed: int) -> dict
     evaluator, ours, limit = env.evaluator, 0.0, 0.0
     for plan in _plans(env, PLANS, seed):
         evaluator._measure(plan)  # the first of a shape also prepares its kernels
-        ours += _seconds(lambda plan=plan: evaluator._measure(plan))  # type: ignore[misc]
+        ours += seconds_of(lambda plan=plan: evaluator._measure(plan))  # type: ignore[misc]
         network = fold(evaluator.build(plan), evaluator._pairs)
         limit += sum(_limit(network, images, evaluator.dtype) for images in (evaluator._calibration, evaluator._search))
     torch.set_num_threads(before)
@@ -70,7 +68,7 @@ def _limit(network: nn.Module, images: Tensor, dtype: torch.dtype) -> float:
 
         batches(1)
         count = len(images) // CPU_BATCH
-        seconds = _seconds(lambda: batches(count)) * len(images) / (CPU_BATCH * count)
+        seconds = seconds_of(lambda: batches(count)) * len(images) / (CPU_BATCH * count)
         network.float()
     return seconds
 
@@ -80,7 +78,7 @@ def _side_by_side(given: dict[str, Any], seed: int) -> dict[str, Any]:
     env: Any = gym.make("GNNRL-Prune-v0", search_images=2000, device="cpu", **given).unwrapped
     plans = _plans(env, SCORED, seed)
     parts = [plans[at : at + 10] for at in range(0, SCORED, 10)]
-    return {"plans": SCORED, "images": 2000, "seconds": _seconds(lambda: [env.evaluator.prefetch(p) for p in parts])}
+    return {"plans": SCORED, "images": 2000, "seconds": seconds_of(lambda: [env.evaluator.prefetch(p) for p in parts])}
 
 
 def _update_seconds(options: Options) -> float:
@@ -92,7 +90,7 @@ def _update_seconds(options: Options) -> float:
     env = make_sb3_env(gym.make("GNNRL-PruneMany-v0", networks=[inner]))
     agent = make_ppo(env, options.seed, "cpu", n_steps=UPDATE_STATES, batch_size=UPDATE_STATES, n_epochs=UPDATE_EPOCHS)
     agent.learn(UPDATE_STATES)
-    return min(_seconds(agent.train) for _ in range(3))
+    return min(seconds_of(agent.train) for _ in range(3))
 
 
 class _Constant(dict[bytes, float]):
@@ -113,12 +111,6 @@ def _plans(env: Any, count: int, seed: int) -> list[np.ndarray]:
         if (plan := env.peek(rng.uniform(0.2, 1, env.action_space.shape))) is not None:
             found.append(plan)
     return found
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def table(record: dict[str, Any]) -> str:
