@@ -31,8 +31,7 @@ def run(options: Options) -> dict[str, Any]:
     where it was. `--methods` chooses what is run; the record holds every finished run of the folder.
     """
     base = options.runs / f"{options.model or DIGITS}-{options.budget:g}-{options.evaluations}"
-    every = "-all" if options.images == "all" else ""
-    tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{options.distill:g}{every}")
+    tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{options.distill:g}{_every(options)}")
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(method, seed) for seed in seeds for method in options.methods or METHODS]
     context = multiprocessing.get_context("spawn")
@@ -44,6 +43,10 @@ def run(options: Options) -> dict[str, Any]:
     about = {"model": options.model or DIGITS, "budget": options.budget, "epochs": options.epochs}
     about |= {"learning_rate": LEARNING_RATE, "distill": options.distill, "images": options.images}
     return about | {"rows": [row for folder in folders if (row := _row(folder))]}
+
+
+def _every(options: Options) -> str:
+    return "-all" if options.images == "all" else ""
 
 
 def _finetune(base: Path, tuned: Path, options: Options, method: str, seed: int) -> None:
@@ -94,5 +97,5 @@ BENCHMARK = Benchmark(
     "plans of a search comparison after the same fine-tuning",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}-{options.epochs}",
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}-{options.epochs}{_every(options)}",
 )

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
+from torch_geometric.nn import GINEConv
 from toy_env import ToyGraphEnv
 
-from agents.gnn import MultiStageGNN, split_features
+from agents.gnn import EdgeConv, MultiStageGNN, split_features
 from gnnrl_gym.wrappers import PadGraph
 
 Observations = dict[str, Tensor]
@@ -218,3 +221,24 @@ def test_equal_graphs_are_read_once_with_the_same_answer(levels: int, monkeypatc
     several["nodes"][3, 0, -1] += 1
     gnn(several)
     assert sizes[-1] == 5
+
+
+@given(st.integers(1, 20), st.integers(0, 60), st.integers(0, 1000))
+def test_edge_convolutions_are_those_of_torch_geometric(nodes: int, edges: int, seed: int) -> None:
+    """Outputs and all gradients, with sources that are not the targets."""
+    generator = torch.Generator().manual_seed(seed)
+    ours = EdgeConv(hidden=6, edge_features=3)
+    theirs = GINEConv(torch.nn.Linear(6, 6), edge_dim=3, aggr="mean")
+    theirs.load_state_dict(ours.state_dict())
+    links = torch.stack([torch.randint(size, (edges,), generator=generator) for size in (7, nodes)])
+    sources, targets, features = (
+        torch.randn(size, width, generator=generator) for size, width in ((7, 6), (nodes, 6), (edges, 3))
+    )
+    found = []
+    for conv in (ours, theirs):
+        inputs = [x.clone().requires_grad_() for x in (sources, targets, features)]
+        outputs = conv((inputs[0], inputs[1]), links, inputs[2])
+        parameters = list(conv.parameters())
+        gradients = torch.autograd.grad(outputs.square().sum(), [*inputs, *parameters], allow_unused=True)
+        found.append((outputs, *(x for x in gradients if x is not None)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
