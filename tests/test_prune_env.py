@@ -307,6 +307,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "budget 1.5": ({"budget": 1.5}, "budget"),
     "budget nan": ({"budget": float("nan")}, "budget"),
     "unreachable budget": ({"budget": 0.1, "floor": 0.9}, "budget.*floor"),
+    "unreachable after training": ({"budget": 0.1, "floor": 0.9, "objective": "pretrained"}, "budget.*floor"),
     "metric": ({"metric": "flops"}, "metric.*macs, params"),
     "landing": ({"landing": "soft"}, "landing.*exact, free"),
     "importance": ({"importance": "best"}, "importance.*l1"),
@@ -332,8 +333,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("mistake", WRONG)
 def test_wrong_arguments_raise_before_work(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: Any) -> None:
-        raise AssertionError("plans were scored before the arguments were checked")
+        raise AssertionError("plans were scored, or weights trained, before the arguments were checked")
 
+    monkeypatch.setattr("gnnrl_gym.evaluation.objectives.train", work)
     monkeypatch.setattr(PlanEvaluator, "score", work)
     monkeypatch.setattr(PlanEvaluator, "sensitivity", work)
     settings, message = WRONG[mistake]

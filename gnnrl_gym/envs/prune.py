@@ -120,10 +120,8 @@ class PruneEnv(NetworkEnv, EzPickle):
         self.data = data if isinstance(data, DataSplits) else load_data(data)
         recipe = recipe_for(model).of(epochs=pretrain_epochs)
         module = self._module(model)
-        if objective is not None:
-            module = weights_to_score(module, self.data, objective, recipe, 0, self.device)
         self.metric, self.landing, self.max_steps, self.render_mode = ",".join(budgets), landing, max_steps, render_mode
-        self.network = self._prunable(module, importance, recalibration_images)
+        self.network = self._prunable(module)
         self.round_to, full = round_to, self.network.widths
         floors = np.maximum(np.ceil(floor * full).astype(np.int64), self.network.least)
         self._steps_full, self._steps_floor = to_steps(full, round_to), to_steps(floors, round_to)
@@ -131,6 +129,9 @@ class PruneEnv(NetworkEnv, EzPickle):
         self.meter = Meter(self.network, budgets)
         self.meter.check(budgets, self.floors)
         self.budgets = self._default_budgets = budgets
+        if objective is not None:  # after the check: training takes its time, and changes no cost
+            scored = weights_to_score(module, self.data, objective, recipe, 0, self.device)
+            self.network = self.network if scored is module else self._prunable(scored)
         self.evaluator = ObjectiveEvaluator(
             self.network,
             self.data,
@@ -172,7 +173,8 @@ class PruneEnv(NetworkEnv, EzPickle):
         check_outputs(module.to(self.device), self.data, self.device)
         return module
 
-    def _prunable(self, module: nn.Module, importance: str, images: int) -> PrunableNetwork:
+    def _prunable(self, module: nn.Module) -> PrunableNetwork:
+        importance, images = self.arguments["importance"], self.arguments["recalibration_images"]
         x, y = (part.to(self.device) for part in self.data.train.take(images, seed=1).tensors())
         batch = (x, y) if importance == "taylor" else None
         return make_network(module.eval(), x[:1], self.arguments["granularity"], importance, batch)
