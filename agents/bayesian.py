@@ -117,8 +117,10 @@ class PoolOptimizer:
 
         sampler = SobolQMCNormalSampler(torch.Size([256]), seed=self.seed)
         seen = self._places[list(self.scores)]
-        acquisition = qLogNoisyExpectedImprovement(self._model(), seen, sampler, prune_baseline=True)
-        with torch.no_grad():
+        model = self._model()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(self.seed)  # pruning the baseline draws from the global generator
+            acquisition = qLogNoisyExpectedImprovement(model, seen, sampler, prune_baseline=True)
             values = acquisition(self._places[unseen][:, None])
         return unseen[int(values.argmax())]
 

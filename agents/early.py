@@ -85,6 +85,8 @@ def early(
     chosen = recipe or default_recipe(mask_env)
     asked = {"method": method, "evaluations": evaluations, "seed": seed, "recipe": chosen.record(), "control": control}
     folder = begin(out, {**asked, "environment": environment_record(mask_env), **settings}, resume, ASKED)
+    if method == "lottery":  # trains the dense network as the one that stays will be
+        settings = {"recipe": chosen, **settings}
     start = time.perf_counter()
     recorder = search_mask(env, method, evaluations, seed, folder, progress, **settings)
     seconds, mask = time.perf_counter() - start, np.asarray(recorder.best, np.bool_)

@@ -59,14 +59,14 @@ class StopWhenSpent(BaseCallback):
 class _Narrowing(StopWhenSpent):
     """Exploration shrinks evenly, on the scale of the log standard deviation."""
 
-    def __init__(self, recorder: PlanRecorder) -> None:
-        super().__init__(recorder)
-        self.first = float(POLICY_KWARGS["log_std_init"])
+    def _on_training_start(self) -> None:
+        self.policy = cast(GraphPolicy, self.model.policy)
+        self.first = self.policy.log_std.detach().clone()
 
     def _on_rollout_start(self) -> None:
-        share, policy = self.recorder.spent / self.recorder.limit, cast(GraphPolicy, self.model.policy)
+        share = self.recorder.spent / self.recorder.limit
         with torch.no_grad():
-            policy.log_std.fill_(self.first + share * (LAST_LOG_STD - self.first))
+            self.policy.log_std.copy_(self.first + share * (LAST_LOG_STD - self.first))
 
 
 def make_ppo(env: Any, seed: int = 0, device: str = "auto", tensorboard: Path | None = None, **settings: Any) -> PPO:

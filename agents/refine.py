@@ -80,6 +80,8 @@ def finetune_run(
             )  # fmt: skip
     result.finetuned_accuracy = accuracy(slim, splits.test)
     result.finetune_epochs = (result.finetune_epochs or 0) + epochs
+    how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}
+    result.settings.setdefault("finetuning", []).append(how | {"seed": seed})
     update_slim(result.weights_file, slim)
     result.save(folder)
     for left in folder.glob(f"{CHECKPOINT}*.pt"):

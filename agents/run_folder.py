@@ -11,6 +11,11 @@ from agents.results import RESULT, write_atomic
 from gnnrl_gym.files import read_json
 
 
+def finished(folder: Path) -> bool:
+    """Whether a run folder holds the result of a run that came to its end."""
+    return (folder / RESULT).is_file() and not read_json(folder / RESULT).get("interrupted")
+
+
 def free_folder(out: str | os.PathLike[str]) -> Path:
     """A folder for a new run; it is not made yet.
 
@@ -57,7 +62,7 @@ def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
     folder, path = Path(run), Path(run) / name
     if not path.is_file():
         raise FileNotFoundError(f"No run to resume: there is no {str(path)!r}.")
-    if (folder / RESULT).is_file() and not read_json(folder / RESULT).get("interrupted"):
+    if finished(folder):
         raise FileExistsError(f"The run in {str(folder)!r} is finished: for another, choose another --out.")
     return read_json(path)
 

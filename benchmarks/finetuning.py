@@ -31,7 +31,7 @@ def run(options: Options) -> dict[str, Any]:
     where it was. `--methods` chooses what is run; the record holds every finished run of the folder.
     """
     base = options.runs / f"{options.model or DIGITS}-{options.budget:g}-{options.evaluations}"
-    tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{options.distill:g}{_every(options)}")
+    tuned = base.with_name(f"{base.name}-finetuned-{_how(options)}")
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(method, seed) for seed in seeds for method in options.methods or METHODS]
     context = multiprocessing.get_context("spawn")
@@ -45,8 +45,9 @@ def run(options: Options) -> dict[str, Any]:
     return about | {"rows": [row for folder in folders if (row := _row(folder))]}
 
 
-def _every(options: Options) -> str:
-    return "-all" if options.images == "all" else ""
+def _how(options: Options) -> str:
+    """Of run folders and record: what decides the outcome, in short."""
+    return f"{options.epochs}-{options.distill:g}{'-all' if options.images == 'all' else ''}"
 
 
 def _finetune(base: Path, tuned: Path, options: Options, method: str, seed: int) -> None:
@@ -55,7 +56,10 @@ def _finetune(base: Path, tuned: Path, options: Options, method: str, seed: int)
     if not (source / RESULT).is_file():
         raise FileNotFoundError(f"No finished search in {str(source)!r}: run search-comparison first.")
     if not (folder / RESULT).is_file():
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("tensorboard*"))
+        half = folder.with_name(f".{folder.name}")  # a copy that is cut off must not look like a whole one
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(source, half, ignore=shutil.ignore_patterns("tensorboard*"))
+        half.rename(folder)
     if SearchResult.load(folder).finetuned_accuracy is None:
         settings: dict[str, Any] = {"distill": options.distill, "images": options.images}
         finetune_run(folder, options.epochs, LEARNING_RATE, "cpu", seed, **settings)
@@ -97,5 +101,5 @@ BENCHMARK = Benchmark(
     "plans of a search comparison after the same fine-tuning",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}-{options.epochs}{_every(options)}",
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}-{_how(options)}",
 )

@@ -12,7 +12,7 @@ import torch
 from agents.ppo import make_ppo, play_mean
 from agents.recorder import PlanRecorder
 from agents.sb3 import PruneVecEnv
-from agents.transfer import save_policy, start_from, train_policy
+from agents.transfer import read_policy, save_policy, start_from, train_policy
 from benchmarks.registry import Benchmark, Options, markdown_table
 from benchmarks.training_networks import NETWORKS, trained
 from gnnrl_gym.envs.prune import PruneEnv
@@ -38,8 +38,14 @@ def run(options: Options) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         agent = train_policy(_training(options, data), options.evaluations, options.seed, progress=True)
         save_policy(agent, path, {"networks": ["digits-resnet", *NETWORKS], "evaluations": options.evaluations})
+    about = read_policy(path)[1]
+    if about["evaluations"] != options.evaluations:
+        raise ValueError(
+            f"{str(path)!r} was trained with --evaluations {about['evaluations']}, not {options.evaluations}: "
+            "choose another --runs."
+        )
     rows = [_row(name, budget, options, data, path) for name in UNSEEN for budget in BUDGETS]
-    return {"evaluations": options.evaluations, "networks": ["digits-resnet", *NETWORKS], "rows": rows}
+    return {"evaluations": about["evaluations"], "networks": about["networks"], "rows": rows}
 
 
 def _training(options: Options, data: DataSplits) -> gym.Env[Any, Any]:

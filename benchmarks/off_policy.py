@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from tqdm import tqdm
 
 from agents.ppo import POLICY
 from agents.recorder import LOG
-from agents.results import RESULT, SearchResult
 from agents.sb3 import make_sb3_env
-from agents.search import search
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
-from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE, searcher_of
+from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE, environment_of, searcher_of
+from benchmarks.searches import searched
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.zoo.models import DIGITS
@@ -46,26 +44,21 @@ def _seeds(method: str, options: Options) -> range:
 
 def _row(options: Options, method: str, seed: int, base: Path) -> dict[str, Any]:
     folder = base / f"{method}-{seed}"
-    env = gym.make(
-        "GNNRL-Prune-v0", model=options.model or DIGITS, weights=options.weights, data=options.data or "digits",
-        budget=options.budget,
-    )  # fmt: skip
-    if not (folder / RESULT).is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted search
-        search(env, searcher_of(method), options.evaluations, seed, folder, **SETTINGS.get(method, {}))
-    result = SearchResult.load(folder)
+    environment, settings = environment_of(options, method), SETTINGS.get(method, {})
+    result = searched(folder, searcher_of(method), options.evaluations, seed, environment, settings)
     scores = [json.loads(line)["search_accuracy"] for line in (folder / LOG).read_text().splitlines()]
     keys = ("evaluations", "macs_ratio", "search_accuracy", "test_accuracy", "dense_test_accuracy", "seconds", "widths")
     row = {"method": method, "seed": seed} | {key: getattr(result, key) for key in keys}
     row["best_so_far"] = [round(float(best), 6) for best in np.maximum.accumulate(scores)]
     row["last_mean"] = round(statistics.mean(scores[-LAST:]), 6)
-    return row | {"greedy_test_accuracy": _greedy(env, folder, method)}
+    return row | {"greedy_test_accuracy": _greedy(environment, folder, method)}
 
 
-def _greedy(env: gym.Env[Any, Any], folder: Path, method: str) -> float | None:
+def _greedy(environment: dict[str, Any], folder: Path, method: str) -> float | None:
     """Test accuracy of the plan that a trained agent answers with, without exploration; None where there is none."""
     if method not in AGENTS:
         return None
+    env = gym.make("GNNRL-Prune-v0", **environment)
     agent, inner = AGENTS[method].load(folder / POLICY, device="cpu"), env.unwrapped
     action = agent.predict(make_sb3_env(env).reset()[0], deterministic=True)[0]
     plan = inner.peek((np.clip(action, -1, 1) + 1) / 2)  # type: ignore[attr-defined]

@@ -88,6 +88,11 @@ def of_model(options: Options) -> str:
     return options.model or ""
 
 
+def of_evaluations(options: Options) -> str:
+    """Variant: so are searches of another length than the usual one."""
+    return "" if options.evaluations == Options.evaluations else f"-{options.evaluations}"
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; the first column is left-aligned, the others right."""
     lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]

@@ -121,7 +121,7 @@ def correlations(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ``spearman[measure][size]``: ``mean`` over the disjoint sets of that size, ``worst`` of them, and a 90 %
         interval of the mean from resampling the plans. ``loss_over_accuracy[size]``: what the recalibrated negative
         loss has over the recalibrated accuracy, with the interval from the same resamples. ``test_halves``: how well
-        the accuracies on one half of the test images rank those on the other, a bound on what any measure could reach.
+        the accuracies on one half of the test images rank those on the other, which says how much of them is noise.
     """
     tuned = np.array([row["finetuned_halves"] for row in rows])  # [P, 2]
     after, rng = tuned.mean(1), np.random.default_rng(0)

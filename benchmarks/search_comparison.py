@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import shutil
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -18,8 +17,9 @@ from tqdm import tqdm
 
 from agents.recorder import LOG
 from agents.results import RESULT, SearchResult, write_atomic
-from agents.search import search
-from benchmarks.registry import Benchmark, Options, markdown_table, spread
+from agents.run_folder import finished
+from benchmarks.registry import Benchmark, Options, markdown_table, of_evaluations, spread
+from benchmarks.searches import searched
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
 from gnnrl_gym.zoo.models import DIGITS
@@ -45,11 +45,11 @@ def run(options: Options) -> dict[str, Any]:
     jobs = [(method, seed) for method in options.methods or METHODS for seed in _seeds(method, options)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, mp_context=context, initializer=_one_thread) as pool:
-        pending = [pool.submit(_search, options, model, method, seed, base) for method, seed in jobs]
+        pending = [pool.submit(_search, options, method, seed, base) for method, seed in jobs]
         for done in tqdm(as_completed(pending), total=len(pending), unit="search", disable=None):
             done.result()
-    finished = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
-    rows = [_row(folder) for folder in finished]
+    folders = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
+    rows = [_row(folder) for folder in folders if finished(folder)]
     return {
         "model": model,
         "budget": options.budget,
@@ -68,19 +68,19 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _search(options: Options, model: str, method: str, seed: int, base: Path) -> None:
+def _search(options: Options, method: str, seed: int, base: Path) -> None:
     folder = base / f"{method}-{seed}"
-    if (folder / RESULT).is_file():
-        return
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted search
-    env = gym.make(
-        "GNNRL-Prune-v0", model=model, weights=options.weights, data=options.data or "digits", budget=options.budget,
-        **ENVIRONMENTS.get(method, {}),
-    )  # fmt: skip
-    if method == OUTSIDE:
-        _control(env, folder / RESULT)
-    else:
-        search(env, searcher_of(method), options.evaluations, seed, folder, **SETTINGS.get(method, {}))
+    if method != OUTSIDE:
+        settings = SETTINGS.get(method, {})
+        searched(folder, searcher_of(method), options.evaluations, seed, environment_of(options, method), settings)
+    elif not finished(folder):
+        _control(gym.make("GNNRL-Prune-v0", **environment_of(options, method)), folder / RESULT)
+
+
+def environment_of(options: Options, method: str) -> dict[str, Any]:
+    """Arguments of `GNNRL-Prune-v0`."""
+    given = {"model": options.model or DIGITS, "weights": options.weights, "data": options.data or "digits"}
+    return given | {"budget": options.budget} | ENVIRONMENTS.get(method, {})
 
 
 def searcher_of(method: str) -> str:
@@ -94,7 +94,7 @@ def _control(env: gym.Env[Any, Any], path: Path) -> None:
         row = control(env.unwrapped)  # type: ignore[arg-type]
     except ImportError:
         return
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: file.write(json.dumps(row).encode()))
 
 
@@ -162,6 +162,6 @@ BENCHMARK = Benchmark(
     "searchers at equal real cost and equal evaluations",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}",
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}{of_evaluations(options)}",
     figure=figure,
 )

@@ -39,6 +39,19 @@ def weights_env() -> Any:
     return gym.make("GNNRL-Mask-v0", granularity="unstructured", sparsity=0.9, **SMALL)
 
 
+def test_the_lottery_is_trained_like_the_network_that_stays(env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes: list[Recipe] = []
+
+    def noted(model: Any, data: Any, recipe: Recipe, *args: Any, **settings: Any) -> Any:
+        recipes.append(recipe)
+        return train(model, data, recipe, *args, **settings)
+
+    for module in ("one_shot", "early_training"):
+        monkeypatch.setattr(f"agents.{module}.train", noted)
+    early(env, "lottery", 1, recipe=SHORT, control=False)
+    assert recipes == [SHORT, SHORT]
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "dense"])
 def test_every_method_gives_an_exact_mask_and_a_record(env: Any, method: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"

@@ -282,6 +282,7 @@ def test_finetuning_is_recorded_and_adds_up(digits_env: Env, tmp_path: Path) -> 
     for epochs in (1, 2):
         tuned = finetune_run(tmp_path / "run", 1, device="cpu")
         assert tuned.finetune_epochs == epochs
+        assert [how["epochs"] for how in tuned.settings["finetuning"]] == [1] * epochs
         assert tuned == SearchResult.load(tmp_path / "run")
         assert accuracy(tuned.pruned(), load_data("digits").test) == tuned.finetuned_accuracy
     assert (tuned.finetuned_accuracy or 0) > result.test_accuracy

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from agents import search
 from agents.cli import app
+from agents.ppo import LAST_LOG_STD, ppo
+from agents.recorder import LOG, PlanRecorder
 from agents.sb3 import PruneVecEnv
 from agents.transfer import read_policy, save_policy, train_policy
 from gnnrl_gym.envs.prune import PruneEnv
@@ -109,10 +111,20 @@ def test_the_first_plan_is_the_policys(policy: Path, digits_env: gym.Env[Any, An
     assert plans[0] != fresh
 
 
-def test_the_search_goes_on_from_there(policy: Path, digits_env: gym.Env[Any, Any]) -> None:
-    result = search(digits_env, "ppo", 12, seed=0, policy=policy)
-    assert result.evaluations == 12
-    assert result.search_accuracy >= search(digits_env, "ppo", 1, seed=0, policy=policy).search_accuracy
+def test_the_search_goes_on_from_there(policy: Path, digits_env: gym.Env[Any, Any], tmp_path: Path) -> None:
+    first = search(digits_env, "ppo", 1, seed=0, policy=policy).widths
+    search(digits_env, "ppo", 12, 0, tmp_path / "run", policy=policy)
+    plans = [json.loads(line)["widths"] for line in (tmp_path / "run" / LOG).read_text().splitlines()]
+    assert plans[0] == first and len(plans) == 12
+    assert len({tuple(plan) for plan in plans}) > 6
+
+
+@pytest.mark.parametrize("first", [-0.2, -1.0])
+def test_exploration_narrows_from_where_it_is_asked_to(first: float, policy: Path, digits_env: Any) -> None:
+    kwargs = {"log_std_init": first}
+    agent = ppo(PlanRecorder(digits_env, 12), 0, policy=policy, batch_size=6, policy_kwargs=kwargs)
+    expected = first + 7 / 12 * (LAST_LOG_STD - first)  # the second six begin after the mean plan and the first six
+    np.testing.assert_allclose(agent.policy.log_std.detach().numpy(), expected, rtol=1e-5)  # type: ignore[union-attr]
 
 
 def test_a_policy_file_is_small_and_safe(policy: Path) -> None:

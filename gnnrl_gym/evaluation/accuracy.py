@@ -137,7 +137,8 @@ class PlanEvaluator:
         if self.batched and len(missing) > 1 and self._candidates:
             data = self._calibration, self._search, self._labels
             self._scores.update(zip(missing, self._candidates.accuracies(together, *data, self.dtype), strict=True))
-        elif self.device.type == "cpu" and min(len(missing), torch.get_num_threads()) > 1:
+        elif self.device.type == "cpu" and missing and min(len(plans), torch.get_num_threads()) > 1:
+            # one that is missing alone, too: a resumed search has to measure it as the first one did, on one thread
             self._scores.update(zip(missing, _side_by_side(self._measure, together), strict=True))
 
     @cached_property

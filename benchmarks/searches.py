@@ -1,0 +1,51 @@
+"""Searches of a benchmark: each is a run folder, made once, and gone on with after an interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from agents.results import SearchResult
+from agents.run_folder import finished
+from agents.search import ASKED, search
+from gnnrl_gym.files import read_json
+
+
+def searched(
+    folder: Path, method: str, evaluations: int, seed: int, environment: dict[str, Any], settings: dict[str, Any]
+) -> SearchResult:
+    """The search of a run folder: as it lies there, else gone on with, else begun.
+
+    Args:
+        environment: arguments of `GNNRL-Prune-v0`. settings: of the searcher.
+
+    Raises:
+        ValueError: the folder holds a search with other arguments.
+        KeyboardInterrupt: the search was interrupted, now; the next call goes on with it.
+    """
+    begun = (folder / ASKED).is_file()
+    if begun:
+        asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
+        _check_same(folder, json.loads(json.dumps(asked, default=str)))
+    if not finished(folder):
+        if not begun:
+            shutil.rmtree(folder, ignore_errors=True)  # left by a version that could not go on
+        env = gym.make("GNNRL-Prune-v0", **environment)
+        if search(env, method, evaluations, seed, folder, resume=begun, **settings).interrupted:
+            raise KeyboardInterrupt
+    return SearchResult.load(folder)
+
+
+def _check_same(folder: Path, asked: dict[str, Any]) -> None:
+    """Arguments of the environment that are not asked for don't count: later versions have more of them."""
+    before = read_json(folder / ASKED)
+    found = before | {"environment": {key: before["environment"].get(key) for key in asked["environment"]}}
+    for key in asked.keys() | found.keys():
+        if asked.get(key) != found.get(key):
+            raise ValueError(
+                f"{str(folder)!r} was run with {key}={found.get(key)!r}, not {asked.get(key)!r}: choose another --runs."
+            )

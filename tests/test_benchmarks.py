@@ -1,0 +1,107 @@
+"""What the tables of the benchmarks are made of: run folders, resumed and checked, and statistics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from agents.recorder import LOG, PlanRecorder
+from agents.results import RESULT
+from benchmarks import finetuning, reward_report, search_comparison
+from benchmarks.registry import Options, spread
+from benchmarks.searches import searched
+
+FEW: dict[str, Any] = {"search_images": 50, "recalibration_images": 16, "device": "cpu"}
+
+
+def random_search(folder: Path, evaluations: int = 12, **changes: Any) -> Any:
+    return searched(folder, "random", evaluations, 0, {**FEW, **changes}, {})
+
+
+def log_of(folder: Path) -> list[list[int]]:
+    return [json.loads(line)["widths"] for line in (folder / LOG).read_text().splitlines()]
+
+
+def test_an_interrupted_search_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = random_search(tmp_path / "whole")
+    play = PlanRecorder.play
+
+    def interrupted(self: PlanRecorder, *args: Any, **settings: Any) -> Any:
+        if self.spent >= 5:
+            raise KeyboardInterrupt
+        return play(self, *args, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PlanRecorder, "play", interrupted)
+        random_search(tmp_path / "cut")
+    assert 0 < len(log_of(tmp_path / "cut")) < 12
+    assert json.loads((tmp_path / "cut" / RESULT).read_text())["interrupted"]
+    resumed = random_search(tmp_path / "cut")
+    assert (resumed.evaluations, resumed.widths, resumed.interrupted) == (12, whole.widths, False)
+    assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole")
+
+
+def test_a_finished_search_is_not_made_again_and_answers_nothing_else(tmp_path: Path) -> None:
+    random_search(tmp_path / "run", evaluations=3)
+    before = (tmp_path / "run" / RESULT).stat().st_mtime_ns
+    random_search(tmp_path / "run", evaluations=3)
+    assert (tmp_path / "run" / RESULT).stat().st_mtime_ns == before
+    for changes, name in (({"evaluations": 4}, "evaluations"), ({"budget": 0.6}, "environment")):
+        with pytest.raises(ValueError, match=f"{name}=.*--runs"):
+            random_search(tmp_path / "run", **{"evaluations": 3, **changes})
+
+
+def test_search_comparison_shows_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"random": FEW, "uniform": FEW})
+    options = Options(evaluations=4, seeds=2, methods=("uniform", "random"), runs=tmp_path)
+    for method, seed in (("uniform", 0), ("random", 0), ("random", 1)):
+        search_comparison._search(options, method, seed, tmp_path)
+    rows = [search_comparison._row(tmp_path / name) for name in ("uniform-0", "random-0", "random-1")]
+    assert [len(row["best_so_far"]) for row in rows] == [1, 4, 4]
+    for row in rows[1:]:
+        assert row["best_so_far"] == sorted(row["best_so_far"]) and row["macs_ratio"] <= 0.5
+        assert row["best_so_far"][-1] == round(row["search_accuracy"], 6)
+    record = {"evaluations": 4, "rows": rows}
+    assert "| random (2 seeds) | 4 |" in search_comparison.table(record)
+
+
+def test_plans_over_the_budget_are_no_best_plan(tmp_path: Path) -> None:
+    result = random_search(tmp_path / "random-0", evaluations=3)
+    lines = [json.loads(line) for line in (tmp_path / "random-0" / LOG).read_text().splitlines()]
+    lines[0] |= {"search_accuracy": 1.0, "is_success": False}
+    (tmp_path / "random-0" / LOG).write_text("\n".join(map(json.dumps, lines)))
+    best = search_comparison._row(tmp_path / "random-0")["best_so_far"]
+    assert best[0] == 0 and max(best) == max(line["search_accuracy"] for line in lines[1:])
+    assert result.evaluations == 3
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.2, 0.2, 0.5, 0.9], [3.0, 1.0, 2.0, 2.0, 2.0]])
+def test_rank_correlation_is_scipys(values: list[float]) -> None:
+    after = np.array([0.3, 0.1, 0.4, 0.4, 0.8])
+    scores = np.stack([values, values[::-1], [1.0] * 5], axis=1)
+    expected = [spearmanr(scores[:, column], after).statistic for column in (0, 1)]
+    np.testing.assert_allclose(reward_report._spearman(scores, after), [*expected, 0.0], atol=1e-12)
+
+
+def test_spread_is_of_the_sample() -> None:
+    assert spread([0.5, 0.7], 1, percent=True) == "60.0 ± 14.1"
+    assert spread([0.5, None], 2) == "0.50" and spread([None], 2) == ""
+
+
+def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = tmp_path / "searches", tmp_path / "tuned"
+    random_search(base / "random-0", evaluations=2)
+    (tuned / ".random-0").mkdir(parents=True)
+    (tuned / ".random-0" / RESULT).write_text("{")
+    asked: list[Any] = []
+    monkeypatch.setattr(finetuning, "finetune_run", lambda folder, *_, **settings: asked.append((folder, settings)))
+    finetuning._finetune(base, tuned, Options(images="all", distill=0.5), "random", 0)
+    assert asked == [(tuned / "random-0", {"distill": 0.5, "images": "all"})]
+    assert sorted(p.name for p in tuned.iterdir()) == ["random-0"]
+    copied, original = ({path.name for path in (place / "random-0").iterdir()} for place in (tuned, base))
+    assert copied == original - {"tensorboard"}
