@@ -94,7 +94,8 @@ def test_seeds_decide(env: Any) -> None:
     assert figures[0] == figures[1] != figures[2]
 
 
-def test_training_starts_from_the_initial_weights_and_zeros_stay(weights_env: Any) -> None:
+@pytest.mark.parametrize("recipe", [SHORT, Recipe(1, 1e-3, weight_decay=1.0, optimizer="adamw")])
+def test_training_starts_from_the_initial_weights_and_zeros_stay(weights_env: Any, recipe: Recipe) -> None:
     inner = weights_env.unwrapped
     rng = np.random.default_rng(0)
     mask = top_mask(rng.random(len(inner.group_of)), inner.keep, inner.network.widths)
@@ -107,16 +108,21 @@ def test_training_starts_from_the_initial_weights_and_zeros_stay(weights_env: An
 
     kept = torch.from_numpy(mask)
     assert torch.equal(weights(start), weights(initial) * kept)
-    outcome = train_mask(inner, mask, SHORT, seed=0)
+    outcome = train_mask(inner, mask, recipe, seed=0)
     assert (weights(outcome.module)[~kept] == 0).all()
     assert (weights(outcome.module)[kept] != weights(initial)[kept]).float().mean() > 0.9
     with zeros_held(inner.initial_network, start, mask):
-        train(start, inner.data, SHORT, 0)
+        train(start, inner.data, recipe, 0)
     for name, value in start.state_dict().items():  # and the same again, from the same seed
         assert torch.equal(value, outcome.module.state_dict()[name])
     free = inner.rewound(mask)
-    train(free, inner.data, SHORT, 0)
+    train(free, inner.data, recipe, 0)
     assert (weights(free)[~kept] != 0).any()
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer.*sgd, adamw"):
+        Recipe(epochs=1, optimizer="lion")
 
 
 # ---- going on after a kill ---------------------------------------------------------------------------------------
