@@ -121,7 +121,7 @@ def test_training_starts_from_the_initial_weights_and_zeros_stay(weights_env: An
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="optimizer.*sgd, adamw"):
+    with pytest.raises(ValueError, match=r"optimizer.*sgd, adamw"):
         Recipe(epochs=1, optimizer="lion")
 
 
