@@ -119,7 +119,7 @@ class PoolOptimizer:
         seen = self._places[list(self.scores)]
         model = self._model()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(self.seed)  # pruning the baseline draws from the global generator
+            torch.default_generator.manual_seed(self.seed)  # pruning the baseline draws from the global generator
             acquisition = qLogNoisyExpectedImprovement(model, seen, sampler, prune_baseline=True)
             values = acquisition(self._places[unseen][:, None])
         return unseen[int(values.argmax())]
@@ -136,7 +136,7 @@ class PoolOptimizer:
         model = SingleTaskGP(x, y, covar_module=kernel)  # which standardises y
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of retries of the fit
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)
             fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
         return model
 

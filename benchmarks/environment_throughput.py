@@ -31,7 +31,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def _measure(name: str, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
-    env = PruneEnv(load_model(name, "random", 10), _noise(name), search_images=2, recalibration_images=2)
+    env = PruneEnv(load_model(name, "random", 10), _noise(name), search_images=2, recalibration_images=2, device="cpu")
     made, rng = time.perf_counter() - start, np.random.default_rng(seed)
     network, size = env.network, len(env.network.widths)
     env.evaluate = lambda widths: 0.5  # type: ignore[method-assign]  # everything but the accuracy is measured

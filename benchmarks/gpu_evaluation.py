@@ -42,18 +42,19 @@ def _measure(
 ) -> dict[str, Any]:
     evaluator = _evaluator(name, precision, size, device)
     full = evaluator.network.widths
-    plans = list(np.random.default_rng(seed).integers(full // 4 + 1, full + 1, (size["plans"], len(full))))
-    scores: dict[str, list[float]] = {}
-    ways: dict[str, Callable[[], Any]] = {
-        "one_by_one": lambda: scores.update(one_by_one=[evaluator._measure(plan) for plan in plans]),
-        "batched": lambda: scores.update(batched=_batched(evaluator, plans)),
+    rng = np.random.default_rng(seed)
+    rounds = [list(rng.integers(full // 4 + 1, full + 1, (size["plans"], len(full)))) for _ in range(REPEATS + 1)]
+    scores: dict[str, list[float]] = {"one_by_one": [], "batched": []}
+    ways: dict[str, Callable[[list[Ints]], Any]] = {
+        "one_by_one": lambda plans: scores["one_by_one"].extend(evaluator._measure(plan) for plan in plans),
+        "batched": lambda plans: scores["batched"].extend(_batched(evaluator, plans)),
     }
-    moved = _moved_bytes(evaluator, ways["batched"])
-    ways["one_by_one"]()  # both have prepared their kernels
+    moved = _moved_bytes(evaluator, lambda: ways["batched"](rounds[0]))
+    ways["one_by_one"](rounds[0])  # both have prepared the kernels that they need for any plan
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(REPEATS):  # by turns: whatever slows the machine slows both
+    for plans in rounds[1:]:  # new ones each time, as in a search; by turns: whatever slows the machine slows both
         for way, work in ways.items():
-            seconds[way].append(seconds_of(work))
+            seconds[way].append(seconds_of(lambda work=work, plans=plans: work(plans)))  # type: ignore[misc]
     median = {f"{way}_seconds": statistics.median(times) for way, times in seconds.items()}
     return {
         "network": name,

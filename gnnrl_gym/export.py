@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.files import write_atomic
@@ -197,6 +197,7 @@ def export_onnx(module: nn.Module, example_input: Example, path: str | os.PathLi
     if missing := [package for package in ("onnx", "onnxscript") if find_spec(package) is None]:
         raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install gnnrl_gym[onnx]")
     module = copy.deepcopy(module).cpu()  # ONNX knows no devices, and a GPU rounds otherwise
+    example_input = tree_map_only(Tensor, Tensor.cpu, example_input)
     args = _arguments(example_input)
     # the shapes again: the exporter names the batch dimension by them
     program = torch.onnx.export(_exported(module, args), dynamo=True, dynamic_shapes=_any_batch(args), verbose=False)

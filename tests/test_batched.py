@@ -248,6 +248,24 @@ def evaluators(env: Any, *options: Any) -> tuple[PlanEvaluator, PlanEvaluator]:
     return PlanEvaluator(*data, batched=True), PlanEvaluator(*data, batched=False)
 
 
+def test_no_tensor_has_more_elements_than_kernels_count(digits_env: gym.Env[Any, Any], monkeypatch: Any) -> None:
+    network = digits_env.unwrapped.network  # type: ignore[attr-defined]
+    largest = max(layer.numel() for layer in layer_outputs(network))
+    for most, chunk in ((batched.MOST, 32), (256 * largest * 7 + 1, 7), (1, 1)):
+        monkeypatch.setattr(batched, "MOST", most)
+        assert BatchedCandidates(network).chunk == chunk
+
+
+def layer_outputs(network: PrunableNetwork) -> list[Tensor]:
+    """Of one image."""
+    found: list[Tensor] = []
+    hooks = [m.register_forward_hook(lambda m, x, y: found.append(y)) for m in network.model.modules()]
+    network.model(network.example_input[0][:1])
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 @pytest.mark.parametrize("count", range(2, 6))
 def test_scores_equal_those_of_one_by_one(digits_env: gym.Env[Any, Any], count: int) -> None:
     together, alone = evaluators(digits_env)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from agents import SearchResult, search
 from agents.refine import finetune_run
 from gnnrl_gym.evaluation.accuracy import accuracy, logits
+from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.finetuning import SCHEDULES, distillation_loss, finetune
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
 
@@ -236,3 +237,50 @@ def counted(epochs: list[int]) -> Any:
         return finetune(model, *args[:5], lambda epoch, _: epochs.append(epoch), *args[6:], **settings)
 
     return finetunes
+
+
+def test_training_under_an_autocast_of_the_callers_learns_the_same() -> None:
+    data, found = load_data("digits"), []
+    for enabled in (False, True):
+        model = load_model("digits-resnet", "random", 10, seed=0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            finetune(model, data, 4, 0.05, dtype=torch.bfloat16)
+        found.append(accuracy(model, data.search))
+    assert min(found) > 0.7 and abs(found[0] - found[1]) < 0.1
+
+
+# ---- the same numbers on a GPU -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_gpu_computes_deterministically_inside_and_as_before_outside(before: bool) -> None:
+    torch.use_deterministic_algorithms(before)
+    try:
+        with deterministic(torch.device("cpu")):
+            assert torch.are_deterministic_algorithms_enabled() == before
+        with pytest.raises(KeyError), deterministic(torch.device("cuda:0")):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+            raise KeyError
+        assert torch.are_deterministic_algorithms_enabled() == before
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_batch_that_does_not_fit_is_divided() -> None:
+    class Small(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 5:
+                raise torch.OutOfMemoryError
+            return x.flatten(1)
+
+    x = torch.randn(70, 1, 2, 2)
+    assert torch.equal(logits(Small(), x), x.flatten(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        logits(_Never(), x)
+
+
+class _Never(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError

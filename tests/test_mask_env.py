@@ -22,7 +22,8 @@ from torch import nn
 from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.evaluation.accuracy import accuracy, logits
 from gnnrl_gym.evaluation.linear_chain import LinearChain
-from gnnrl_gym.evaluation.training import DEFAULT, train
+from gnnrl_gym.evaluation.objectives import ObjectiveEvaluator
+from gnnrl_gym.evaluation.training import DEFAULT, Recipe, train
 from gnnrl_gym.pruning.masks import group_of, kept_units, same_counts, top_mask, widths_of
 from gnnrl_gym.pruning.recalibration import recalibrate
 from gnnrl_gym.pruning.sparsity import make_network
@@ -225,6 +226,18 @@ def test_proxy_trains_a_little_and_is_deterministic() -> None:
     assert first > scored(few)[0] + 0.1
     many.unwrapped.evaluator._scores.clear()
     assert many.unwrapped.evaluate(mask) == first
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_is_scored_was_trained_as_it_is_built(bfloat16: bool) -> None:
+    """Scoring computes in bfloat16: training must not be under that autocast, whose cached weights would be stale."""
+    data, recipe = load_data("digits"), Recipe(epochs=1, bfloat16=bfloat16)
+    network = make_network(load_model("digits-resnet", "random", 10, seed=0), images(1, 1, 8, 8))
+    cpu = torch.device("cpu")
+    evaluator = ObjectiveEvaluator(network, data, data.search, 64, cpu, "bfloat16", proxy=(40, recipe, 0))
+    plan = network.widths * 3 // 4
+    built = accuracy(evaluator.build(plan), data.search)
+    assert built > 0.6 and evaluator.score(plan) == pytest.approx(built, abs=0.03)  # bfloat16 rounds
 
 
 def test_training_leaves_global_randomness_alone_and_is_seeded() -> None:

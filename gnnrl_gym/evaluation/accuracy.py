@@ -33,7 +33,7 @@ def resolve_device(device: str) -> torch.device:
         ValueError: the device does not exist here.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _numbered(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         found = torch.device(device)
     except RuntimeError:
@@ -43,14 +43,27 @@ def resolve_device(device: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type == "cuda" and (found.index or 0) >= count:
         raise ValueError(f"device={device!r} but torch sees {count or 'no'} GPU here. Use device='auto' or 'cpu'.")
-    return found
+    return _numbered(found)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """A GPU by its number: which one is current differs from thread to thread."""
+    return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
 
 
 @torch.inference_mode()
 def logits(model: nn.Module, images: Tensor) -> Tensor:
     """Outputs [N, classes] of `model` in eval mode for `images` [N, C, H, W]."""
     model.eval()
-    return torch.cat([model(part) for part in images.split(GPU_BATCH if images.is_cuda else CPU_BATCH)])
+    size = GPU_BATCH if images.is_cuda else CPU_BATCH
+    while True:
+        try:
+            return torch.cat([model(part) for part in images.split(size)])
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        size //= 2  # outside of the handler: the exception would keep what the failed forward holds
+        torch.cuda.empty_cache()
 
 
 def accuracy(model: nn.Module, split: Split) -> float:
@@ -116,12 +129,17 @@ class PlanEvaluator:
 
     def build(self, widths: Ints) -> nn.Module:
         """The recalibrated slim network of a plan [A]."""
-        return recalibrate(_fast(self.network.slim(widths), self.device), self._calibration)
+        return recalibrate(self._cut(widths), self._calibration)
+
+    def _cut(self, widths: Ints) -> nn.Module:
+        return _fast(self.network.slim(widths), self.device)
 
     def score(self, widths: Ints) -> float:
         """One evaluation: Top-1 accuracy in [0, 1] of a plan [A] on the search images; the same plan has the same."""
         self.evaluations += 1
         key = plan_key(widths)
+        if key not in self._scores and self.batched:
+            self.prefetch([widths])  # as those that come several at a time, so that all are rounded alike
         if key not in self._scores:
             self._scores[key] = self._measure(widths)
         return self._scores[key]
@@ -134,7 +152,7 @@ class PlanEvaluator:
         """
         missing = {plan_key(plan): plan for plan in plans if plan_key(plan) not in self._scores}
         together = list(missing.values())
-        if self.batched and len(missing) > 1 and self._candidates:
+        if self.batched and missing and self._candidates:
             data = self._calibration, self._search, self._labels
             self._scores.update(zip(missing, self._candidates.accuracies(together, *data, self.dtype), strict=True))
         elif self.device.type == "cpu" and missing and min(len(plans), torch.get_num_threads()) > 1:
@@ -157,15 +175,20 @@ class PlanEvaluator:
         return int((predicted == self._labels).sum()) / len(self._labels)
 
     def _outputs(self, widths: Ints, images: Tensor) -> Tensor:
+        module = self._cut(widths)  # which may train it: not under autocast
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return logits(fold(self.build(widths), self._pairs), images).float()
+            return logits(fold(recalibrate(module, self._calibration), self._pairs), images).float()
 
     def sensitivity(self) -> Floats:
         """Loss rise [A] when only one group is halved, on the recalibration images: measured once, no evaluation."""
         full = self.network.widths
         halves = [full - (full // 2) * (np.arange(len(full)) == group) for group in range(len(full))]
-        losses = np.array(_side_by_side(self._loss, [full, *halves]))
+        losses = np.array(self._each(self._loss, [full, *halves]))
         return losses[1:] - losses[0]
+
+    def _each(self, measure: Callable[[Ints], float], plans: Sequence[Ints]) -> list[float]:
+        """`measure` of every plan; a GPU works them off one by one, and holds one network's activations at a time."""
+        return _side_by_side(measure, plans) if self.device.type == "cpu" else [measure(plan) for plan in plans]
 
     def _loss(self, widths: Ints) -> float:
         return float(F.cross_entropy(self._outputs(widths, self._calibration), self._calibration_labels))

@@ -26,6 +26,7 @@ from gnnrl_gym.pruning.recalibration import BATCH, recalibrate
 from gnnrl_gym.pruning.sparsity import SparseNetwork
 
 CHUNK, IMAGES = 32, 256  # candidates, and images of each, in one forward
+MOST = 2**31 - 1  # elements of a tensor that all of a GPU's kernels can count
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -104,7 +105,8 @@ class BatchedCandidates:
     Args:
         network: one without an `obstacle`.
         device: where the copy runs; default: where the network is.
-        chunk: plans in one forward; halved for good when the GPU's memory is too small.
+        chunk: plans in one forward, fewer where a tensor would be larger than `MOST`; halved for good when the GPU's
+            memory is too small.
 
     Attributes:
         model: the gated network, [K * N, C, H, W] -> [K * N, classes]. `calibrate` says for which plans.
@@ -112,7 +114,7 @@ class BatchedCandidates:
     """
 
     def __init__(self, network: PrunableNetwork, device: torch.device | None = None, chunk: int = CHUNK) -> None:
-        self.network, self.chunk = network, chunk
+        self.network, self.chunk = network, max(1, min(chunk, MOST // (IMAGES * _largest(network))))
         dense: Any = network.model.get_submodule
         self.norms = {path: CandidateNorm(dense(path), units) for path, units in norms(network)}
         # deepcopy takes what its memo already holds: every occurrence of a norm becomes the new one
@@ -222,6 +224,13 @@ def _agrees(network: PrunableNetwork) -> bool:
     except Exception:  # whatever a forward raises on an unusual batch
         return False
     return found.shape == expected.shape and bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())
+
+
+def _largest(network: PrunableNetwork) -> int:
+    """Elements, for one image, of the largest tensor of a forward."""
+    values = (node.meta.get("val") for node in network.trace.operations())
+    images = len(network.example_input[0])
+    return max(value.numel() // images for value in values if isinstance(value, Tensor))
 
 
 def _beside(values: Tensor, x: Tensor, dim: int) -> Tensor:

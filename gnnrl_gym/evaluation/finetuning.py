@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.zoo import DataSplits
 from gnnrl_gym.zoo.data import augment
@@ -37,7 +38,8 @@ def finetune(
     checkpoint: Path | None = None,
 ) -> nn.Module:
     """Train `model` in place on the train split: SGD with Nesterov momentum 0.9, weight decay 5e-4, crops (and flips
-    where they make sense). Equal seeds give equal networks, interrupted or not.
+    where they make sense). Equal seeds give equal networks, interrupted or not; on a GPU where it has deterministic
+    algorithms for all that the network does.
 
     Args:
         epochs: passes over the train split; 0 leaves the model as it is.
@@ -70,14 +72,16 @@ def finetune(
     settings = [epochs, learning_rate, seed, schedule, distilled, str(dtype), len(data.train)]
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
             outputs = model(images)
             with torch.no_grad():
                 taught = teacher(images) if teacher else None
         return distillation_loss(outputs, labels, taught, temperature, distill)
 
     done = training.load(checkpoint, settings) if checkpoint else 0
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws from the global generator
+    # dropout draws from the global generator
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), deterministic(device):
         for epoch in range(done + 1, epochs + 1):
             torch.manual_seed(1000 * seed + epoch)
             loss = training.epoch(data, device, step)
@@ -120,17 +124,17 @@ class _Training:
     def epoch(self, data: DataSplits, device: torch.device, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
         """One pass over the train split: the mean loss."""
         self.model.train()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=device)  # read once, at the end
         for images, labels in data.train.batches(BATCH, self.generator):
             # an eighth of the image, as 4 pixels of CIFAR's 32
-            images = augment(images, self.generator, data.input_shape[-1] // 8, flip=data.flip).to(device)
+            images = augment(images.to(device), self.generator, data.input_shape[-1] // 8, flip=data.flip)
             value = loss(images.contiguous(memory_format=torch.channels_last), labels.to(device))
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
             self.optimizer.step()
             self.scheduler.step()
-            total += float(value.detach()) * len(labels)
-        return total / len(data.train)
+            total += value.detach() * len(labels)
+        return float(total) / len(data.train)
 
     def save(self, path: Path, settings: list[Any], epoch: int) -> None:
         """Write everything, at once or not at all."""

@@ -16,7 +16,6 @@ from gnnrl_gym.evaluation.training import Recipe, train
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.masks import Kept, digest, zeros_held
 from gnnrl_gym.pruning.network import PrunableNetwork
-from gnnrl_gym.pruning.recalibration import recalibrate
 from gnnrl_gym.zoo import DataSplits
 
 OBJECTIVES = ("untrained", "pretrained", "proxy")
@@ -66,15 +65,14 @@ class ObjectiveEvaluator(PlanEvaluator):
         super().__init__(network, data.train, *options)
         self._data, self._proxy = data, proxy
 
-    def build(self, plan: Ints | Kept) -> nn.Module:
-        """The network of a plan or mask as it is scored."""
+    def _cut(self, plan: Ints | Kept) -> nn.Module:
         kept = np.asarray(plan, np.bool_) if plan.dtype == np.bool_ else self.network.kept(plan)
         module = self.network.slimmer.slim(kept).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self._proxy:
             steps, recipe, seed = self._proxy
             with zeros_held(self.network, module, kept):
                 train(module, self._data, recipe, seed, self.device, steps)
-        return recalibrate(module, self._calibration)
+        return module
 
     def prefetch(self, plans: Sequence[Ints]) -> None:
         """As before; but networks are not trained side by side, since dropout draws from one source for all threads."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnrl_gym.checks import check_choice, check_number, check_whole
+from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.zoo.data import DataSplits, augment
 
 WARM_UP = 0.2  # share of the steps in which the learning rate rises
@@ -100,12 +101,12 @@ def train(
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _triangle(step, total))
     losses = []
-    with _own_randomness(seed, device):
-        for step, (images, labels) in enumerate(itertools.islice(_batches(data, recipe, seed), total), 1):
-            losses.append(_step(model, optimizer, images.to(device), labels.to(device), recipe.bfloat16))
+    with _own_randomness(seed, device), deterministic(device):
+        for step, batch in enumerate(itertools.islice(_batches(data, recipe, seed, device), total), 1):
+            losses.append(_step(model, optimizer, *batch, recipe.bfloat16))
             schedule.step()
             if step % per_epoch == 0 and on_epoch:
-                on_epoch(step // per_epoch, sum(losses[-per_epoch:]) / per_epoch)
+                on_epoch(step // per_epoch, float(torch.stack(losses[-per_epoch:]).mean()))
     return model.eval()
 
 
@@ -129,22 +130,24 @@ def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _batches(data: DataSplits, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: DataSplits, recipe: Recipe, seed: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         for images, labels in data.train.batches(recipe.batch, generator):
+            images = images.to(device)
             if recipe.shift is not None:
                 images = augment(images, generator, recipe.shift, flip=data.flip)
-            yield images, labels
+            yield images, labels.to(device)
 
 
 def _step(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, bfloat16: bool
-) -> float:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+) -> Tensor:
+    # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
         outputs = model(images.contiguous(memory_format=torch.channels_last))
     loss = F.cross_entropy(outputs.float(), labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
-    return float(loss.detach())
+    return loss.detach()  # still on the device: waiting for it would stop what prepares the next batch

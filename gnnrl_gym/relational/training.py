@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.relational.masks import Masking
 from gnnrl_gym.zoo import DataSplits, Split, load_model
 from gnnrl_gym.zoo.data import augment
@@ -32,7 +33,7 @@ def make_network(name: str, data: DataSplits, seed: int) -> nn.Module:
     if 0 in sizes:
         raise ValueError(f"{name!r} has a layer of 0 units: every number in mlp-H1-H2-... is at least 1.")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # a GPU's stays as it is
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -87,7 +88,8 @@ class Trainer:
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
         generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng():  # what a network draws itself, such as dropout
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), deterministic(self.device):  # what a network draws itself, such as dropout
             torch.manual_seed(seed)
             for _ in range(epochs):
                 for part in torch.randperm(len(labels), generator=generator).to(self.device).split(BATCH):
