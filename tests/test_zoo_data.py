@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from gnnrl_gym.zoo import DataSplits, Split, load_data
-from gnnrl_gym.zoo.data import RGB_MEAN, RGB_STD, augment
+from gnnrl_gym.zoo.data import augment
+from gnnrl_gym.zoo.datasplits import RGB_MEAN, RGB_STD
 from gnnrl_gym.zoo.readers import TORCHVISION
 from gnnrl_gym.zoo.split import MemoryImages
 
