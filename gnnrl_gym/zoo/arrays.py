@@ -45,7 +45,10 @@ def labelled(arrays: Mapping[str, Any]) -> tuple[Labelled, Labelled]:
 
 def _as_array(key: str, values: Any) -> NDArray[Any]:
     if isinstance(values, Tensor):
-        return values.detach().cpu().numpy()
+        try:
+            return values.detach().cpu().numpy()
+        except (TypeError, RuntimeError) as error:  # kinds that numpy has not, such as bfloat16 or sparse
+            raise ValueError(f"{key} is a tensor of {values.dtype}, {values.layout}: {error}") from error
     if isinstance(values, np.ndarray) or (key.startswith("y") and isinstance(values, (list, tuple))):
         return np.asarray(values)
     raise ValueError(f"{key} must be an array or a tensor, got a {type(values).__name__}")

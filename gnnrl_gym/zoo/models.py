@@ -135,8 +135,7 @@ def _download(name: str, entry: Any, num_classes: int | None) -> nn.Module:
     classes = len(entry.meta["categories"])
     if num_classes not in (None, classes):
         raise ValueError(
-            f"weights {entry.name} of {name} are for {classes} classes, not {num_classes}; "
-            f"{mend_of_classes(classes)}"
+            f"weights {entry.name} of {name} are for {classes} classes, not {num_classes}; {mend_of_classes(classes)}"
         )
     try:
         model = torchvision.models.get_model(name, weights=entry)

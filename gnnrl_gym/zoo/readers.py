@@ -109,7 +109,7 @@ def _how_to_get(name: str, root: Path) -> str:
     """A command, since neither the environments nor `gnnrl` download anything."""
     place = "" if root == default_root() else f", root={str(root)!r}"
     command = f"from gnnrl_gym.zoo import load_data; load_data({name!r}{place}, download=True)"
-    return f'download it once with: python -c "{command}"; if it lies elsewhere, give load_data({name!r}, root=...)'
+    return f'download it once with: python -c "{command}"; if it lies elsewhere, data=load_data({name!r}, root=...)'
 
 
 def read_folder(path: Path, image_size: int) -> tuple[Labelled, Labelled]:
@@ -139,4 +139,3 @@ def _class_folders(path: Path, image_size: int) -> tuple[Labelled, list[str]]:
         raise ValueError(f"{str(path)!r} must have a folder of images for each class: {error}") from error
     paths, labels = zip(*folder.samples, strict=True)
     return Labelled(FileImages(tuple(map(Path, paths)), image_size), torch.tensor(labels)), folder.classes
-
