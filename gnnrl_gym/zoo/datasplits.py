@@ -18,7 +18,7 @@ RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SEARCH_SHARE = 0.1
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class DataSplits:
     """A data set in three disjoint parts. ``DataSplits.of`` makes one of arrays; printing one shows what is in it.
 
