@@ -171,7 +171,7 @@ def test_auxiliary_heads_in_a_file_are_left_out(tmp_path: Path) -> None:
 
 
 def test_number_of_classes_that_does_not_fit_is_named(saved: Path) -> None:
-    with pytest.raises(ValueError, match=r"for 10 classes, the network for 3; pass num_classes=10"):
+    with pytest.raises(ValueError, match=r"10 classes, the network for 3; pass num_classes=10 to load_model; an env"):
         load_model("digits-resnet", weights=saved, num_classes=3)
     with pytest.raises(ValueError, match=r"for 10 classes, the network for 3"):
         load_model("digits-resnet", num_classes=3)
