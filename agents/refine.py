@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from agents.results import SearchResult
+from agents.progress import Progress
+from agents.results import IN_PYTHON, SearchResult
 from gnnrl_gym.checks import check_choice
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
@@ -24,6 +24,7 @@ from gnnrl_gym.export import update_slim
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.sparsity import SparseNetwork
 from gnnrl_gym.zoo import DataSplits, load_data
+from gnnrl_gym.zoo.data import data_names
 
 CHECKPOINT = "finetuning-"  # files of a run folder, while it is fine-tuned
 IMAGES = ("train", "all")
@@ -60,24 +61,23 @@ def finetune_run(
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     check_choice("images", images, IMAGES)
     result, folder = SearchResult.load(run), Path(run)
-    place, splits = resolve_device(device), data or load_data(result.data)
+    place, splits = resolve_device(device), _data(result, data)
     if images == "all":
         splits = replace(splits, train=splits.train.joined(splits.search))
     network, slim = result.network(model), result.pruned(model)
     teacher, dtype = copy.deepcopy(network.model) if distill else None, fitting_dtype("auto", network, place)
     # the epochs before are in the name: what an earlier fine-tuning may have left is no part of this one
     checkpoint = folder / f"{CHECKPOINT}{result.finetune_epochs or 0}.pt"
-    with tqdm(total=epochs, unit="epoch", desc="fine-tuning", disable=None) as bar:
+    bar = Progress(epochs, "epoch", "fine-tuning", lines=epochs)
 
-        def show(epoch: int, loss: float) -> None:
-            bar.update(epoch - bar.n)
-            bar.set_postfix_str(f"training loss {loss:.3f}")
+    def show(epoch: int, loss: float) -> None:
+        bar.at(epoch, f"training loss {loss:.3f}")
 
-        with _held(network, slim.to(place), result.kept()), fitting_threads(network):
-            finetune(
-                slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
-                checkpoint=checkpoint,
-            )  # fmt: skip
+    with closing(bar), _held(network, slim.to(place), result.kept()), fitting_threads(network):
+        finetune(
+            slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
+            checkpoint=checkpoint,
+        )  # fmt: skip
     result.finetuned_accuracy = accuracy(slim, splits.test)
     result.finetune_epochs = (result.finetune_epochs or 0) + epochs
     how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}
@@ -92,6 +92,20 @@ def finetune_run(
 def _held(network: PrunableNetwork, slim: nn.Module, kept: Any) -> AbstractContextManager[Any]:
     """While the pruned network trains: what single entries were removed stays zero."""
     return network.zeros_held(slim, kept) if isinstance(network, SparseNetwork) else nullcontext()
+
+
+def _data(result: SearchResult, data: DataSplits | None) -> DataSplits:
+    """The data of a run: as given, or by the name in its record.
+
+    Raises:
+        FileNotFoundError, ValueError: they can't be loaded.
+    """
+    try:
+        return data or load_data(result.data)
+    except (ValueError, FileNotFoundError) as error:
+        if result.data in data_names():
+            raise
+        raise ValueError(f"{error}. If the data are your own, pass data=, {IN_PYTHON}.") from error
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ def evaluate_run(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}.")
     result = SearchResult.load(run)
-    place, splits = resolve_device(device), data or load_data(result.data)
+    place, splits = resolve_device(device), _data(result, data)
     network, slim = result.network(model), result.pruned(model).to(place)
     dense = copy.deepcopy(network.model).to(place)
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +28,11 @@ from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.models import input_shape_for
 
 RESULT, WEIGHTS = "result.json", "pruned.pt"
+# the file in which each command keeps what it was asked
+ASKED_OF = {"search": "search.json", "early": "early.json", "bogp": "bogp.json"}
+# keys of `environment_record`, and what they are digests of
+DIGESTS = {"weights_digest": "weights of the network", "labels_digest": "labels of the search split"}
+IN_PYTHON = "agents.refine.evaluate_run(run, model=..., data=...) in Python, likewise finetune_run"
 
 
 @dataclass
@@ -96,6 +103,9 @@ class SearchResult:
         try:
             return cls(**read_json(path), out=os.fspath(folder))
         except TypeError as error:
+            if written_by(folder) == "bogp":
+                message = f"{path} was written by `gnnrl bogp`, not by a search: see report.md beside it."
+                raise ValueError(message) from error
             raise ValueError(f"{path} is not the record of a search: {error}") from error
 
     def network(self, model: nn.Module | None = None) -> PrunableNetwork:
@@ -111,7 +121,7 @@ class SearchResult:
             try:
                 model = load_model(self.model, weights, self.settings["num_classes"], seed=seed)
             except ValueError as error:
-                raise ValueError(f"{error}. The run pruned a module of your own: pass model=.") from error
+                raise ValueError(f"{error}. The run pruned a module of your own: pass model=, {IN_PYTHON}.") from error
         shape = self.settings.get("input_shape") or input_shape_for(self.model)
         # the order of the units is of no matter here: the run folder says which were kept
         return make_network(model, torch.zeros(1, *shape), self.settings.get("granularity", "channels"))
@@ -132,14 +142,37 @@ class SearchResult:
         return Path(self.out) / WEIGHTS
 
 
+def written_by(run: str | os.PathLike[str]) -> str | None:
+    """The command that wrote a run folder, None of one that says nothing of it."""
+    return next((command for command, name in ASKED_OF.items() if (Path(run) / name).is_file()), None)
+
+
 def name_of(model: str | nn.Module) -> str:
     """How a record calls a network: its name, or the class of a module."""
     return model if isinstance(model, str) else type(model).__name__
 
 
 def environment_record(env: NetworkEnv) -> dict[str, Any]:
-    """The environment's arguments; modules and data sets by name."""
-    return env.arguments | {"model": name_of(env.arguments["model"]), "data": env.data.name}
+    """The environment's arguments, modules and data sets by name, and digests (`DIGESTS`) of what names don't say."""
+    names = {"model": name_of(env.arguments["model"]), "data": env.data.name}
+    weights = env.given.state_dict()
+    digests = (digest_of(weights), digest_of({"labels": env.data.search.labels}))
+    return env.arguments | names | dict(zip(DIGESTS, digests, strict=True))
+
+
+def environment_arguments(record: dict[str, Any]) -> dict[str, Any]:
+    """An `environment_record` without its digests: what `gym.make` takes."""
+    return {name: value for name, value in record.items() if name not in DIGESTS}
+
+
+def digest_of(tensors: Mapping[str, Any]) -> str:
+    """Of names, kinds, shapes and values; the same on every device and in every process."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor):  # a module may keep other things in its state
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 def common_keys(env: NetworkEnv, plan: Ints) -> dict[str, Any]:
