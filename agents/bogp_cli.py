@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 from agents.bogp import ASKED
 from agents.bogp import bogp as run_bogp
 from agents.bogp_record import Question, report
-from agents.cli_common import Device, check_goes_on_alone, console
+from agents.cli_common import Device, check_goes_on_alone, console, say
 from agents.run_folder import read_asked
 from gnnrl_gym.relational.masks import SCOPES
 
@@ -59,7 +59,7 @@ def _run(question: Question, folder: Path, device: str, resume: bool) -> None:
         raise ValueError(str(error)) from error
     except KeyboardInterrupt:
         more = "" if device == "auto" else f" --device {device}"
-        console.print(f"Interrupted. To go on: gnnrl bogp --resume {folder}{more}", soft_wrap=True)
+        say(f"Interrupted. To go on: gnnrl bogp --resume {folder}{more}")
         raise
     console.print(Markdown(report(result)))
-    console.print(f"run folder: {folder}", soft_wrap=True)
+    say(f"run folder: {folder}")

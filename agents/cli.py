@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.bogp_cli import bogp
-from agents.cli_common import Device, Run, console, newest_run, show
+from agents.cli_common import Device, Run, console, newest_run, say, show
 from agents.early_cli import early
 from agents.refine import evaluate_run, finetune_run
 from agents.search_cli import search
@@ -42,9 +42,7 @@ def finetune(
     try:
         show(finetune_run(folder, epochs, learning_rate, device, seed, None, None, schedule, distill, images))
     except KeyboardInterrupt:
-        console.print(
-            f"Interrupted. The same command goes on after the last whole epoch of {folder}.", soft_wrap=True
-        )
+        say(f"Interrupted. The same command goes on after the last whole epoch of {folder}.")
         raise
 
 
@@ -57,7 +55,7 @@ def evaluate(
     """Reload a run: its accuracy, MACs and parameters again, and its measured latency beside the dense network's."""
     run = run or newest_run()
     again = evaluate_run(run, device, batch)
-    table = Table("", "dense", "pruned", "ratio", title=str(run))
+    table = Table("", "dense", "pruned", "ratio", title=escape(str(run)))
     table.add_row("test accuracy", f"{again.dense_accuracy:.2%}", f"{again.accuracy:.2%}", "")
     for name, dense, pruned in (("MACs", *again.macs), ("parameters", *again.params)):
         table.add_row(name, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.1%}")

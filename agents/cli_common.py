@@ -24,6 +24,11 @@ Data = Annotated[
 Device = Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")]
 
 
+def say(text: str) -> None:
+    """A plain line, not broken: paths in it may hold what Rich takes for markup."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
 def check_goes_on_alone(context: typer.Context, folder: Path, *allowed: str) -> None:
     """A run that is gone on with keeps what it was asked.
 
@@ -71,4 +76,4 @@ def show(result: SearchResult) -> None:
         epochs = f"after {result.finetune_epochs} epochs of fine-tuning"
         table.add_row(epochs, "", f"{result.finetuned_accuracy:.2%}")
     console.print(table)
-    console.print(f"run folder: {result.out}", soft_wrap=True)
+    say(f"run folder: {result.out}")

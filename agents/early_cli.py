@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import Data, Device, check_goes_on_alone, console
+from agents.cli_common import Data, Device, check_goes_on_alone, console, say
 from agents.early import ASKED, METHODS, check_request
 from agents.early import early as run_early
 from agents.results import SearchResult, environment_arguments
@@ -82,7 +82,7 @@ def _run(env: gym.Env[Any, Any], folder: Path, **asked: Any) -> None:
     try:
         _show(run_early(env, out=folder, progress=True, **asked))
     except KeyboardInterrupt:
-        console.print(f"Interrupted. To go on: gnnrl early --resume {folder}", soft_wrap=True)
+        say(f"Interrupted. To go on: gnnrl early --resume {folder}")
         raise
 
 
@@ -99,4 +99,4 @@ def _show(result: SearchResult) -> None:
     for name, value in rows.items():
         table.add_row(name, "" if value is None else f"{value:.2%}")
     console.print(table)
-    console.print(f"run folder: {result.out}", soft_wrap=True)
+    say(f"run folder: {result.out}")

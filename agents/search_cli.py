@@ -10,7 +10,7 @@ import gymnasium as gym
 import typer
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import RUNS, Data, Device, check_goes_on_alone, console, show
+from agents.cli_common import RUNS, Data, Device, check_goes_on_alone, console, say, show
 from agents.refine import finetune_run
 from agents.results import environment_arguments
 from agents.run_folder import free_folder, read_asked
@@ -97,13 +97,13 @@ def _run(env: gym.Env[Any, Any], folder: Path, finetune: int, **asked: Any) -> N
     result = run_search(env, **asked, out=folder, progress=True)
     if result.interrupted:
         later = f"gnnrl search --resume {folder} --finetune {finetune}"
-        console.print(f"Interrupted: this is the best so far. To go on: {later}", soft_wrap=True)
+        say(f"Interrupted: this is the best so far. To go on: {later}")
     elif finetune:
         try:
             result = finetune_run(folder, finetune, device=device, seed=result.seed)
         except KeyboardInterrupt:
             later = f"gnnrl finetune {folder} --epochs {finetune} --seed {result.seed} --device {device}"
-            console.print(f"Fine-tuning stopped. It goes on after its last whole epoch: {later}", soft_wrap=True)
+            say(f"Fine-tuning stopped. It goes on after its last whole epoch: {later}")
     show(result)
 
 
@@ -111,8 +111,8 @@ def _say_what_is_pruned(env: PruneEnv, evaluations: int) -> None:
     """Wrong weights or a wrong normalisation show in the dense network's accuracy, before anything is spent."""
     groups, allowed = len(env.network.widths), in_words(env.budgets)
     dense = accuracy(env.network.model, env.data.search.take(env.arguments["search_images"]))
-    console.print(f"{env.arguments['model']}: {groups} groups, budget {allowed}, {evaluations} evaluations")
-    console.print(f"dense network: search accuracy {dense:.2%}")
+    say(f"{env.arguments['model']}: {groups} groups, budget {allowed}, {evaluations} evaluations")
+    say(f"dense network: search accuracy {dense:.2%}")
 
 
 def _budget(texts: list[str]) -> float | dict[str, float]:

@@ -12,7 +12,7 @@ import gymnasium as gym
 import typer
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import console
+from agents.cli_common import say
 from agents.run_folder import check_writable
 from agents.transfer import save_policy, train_policy
 from gnnrl_gym.checks import check_seed, check_whole
@@ -37,7 +37,7 @@ def train(
     env = gym.make("GNNRL-PruneMany-v0", networks=rows, budgets=budgets)
     agent = train_policy(env, evaluations, seed, progress=True)
     save_policy(agent, out, {"networks": [row.get("model", DIGITS) for row in rows], "evaluations": evaluations})
-    console.print(f"policy: {out}", soft_wrap=True)
+    say(f"policy: {out}")
 
 
 def read_networks(path: Path) -> list[dict[str, Any]]:

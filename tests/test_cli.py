@@ -307,10 +307,11 @@ def test_interrupted_search_goes_on_with_the_epochs_that_were_asked(
 
 def test_search_first_says_how_good_the_dense_network_is(shell: Shell, tmp_path: Path) -> None:
     dense = accuracy(load_model("digits-resnet"), load_data("digits").search.take(50))
-    _, out, _ = shell(*small(tmp_path / "run", "--finetune", 0))
+    _, out, _ = shell(*small(tmp_path / "run[best]", "--finetune", 0))
     assert 0 < out.find(f"dense network: search accuracy {dense:.2%}") < out.find("test accuracy")
-    lines = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
-    assert len(lines) == json.loads((tmp_path / "run" / "result.json").read_text())["evaluations"] == 3
+    assert f"run folder: {tmp_path / 'run[best]'}" in out
+    lines = (tmp_path / "run[best]" / "evaluations.jsonl").read_text().splitlines()
+    assert len(lines) == json.loads((tmp_path / "run[best]" / "result.json").read_text())["evaluations"] == 3
 
 
 def test_without_a_terminal_a_line_is_said_now_and_then(shell: Shell, tmp_path: Path) -> None:
