@@ -17,12 +17,12 @@ import torch
 from agents.bayesian import bayesian, random_graphs, require_botorch
 from agents.bogp_record import BogpResult, Question, report
 from agents.recorder import LOG, EvaluationsExhausted, PlanRecorder, remembered
-from agents.results import RESULT, WEIGHTS, write_atomic
+from agents.results import ASKED_OF, RESULT, WEIGHTS, write_atomic
 from agents.run_folder import begin, free_folder
 from gnnrl_gym.envs.relational import RelationalEnv
 from gnnrl_gym.relational.masks import plain_state
 
-ASKED, TRAINED, REPORT = "bogp.json", "trained", "report.md"
+ASKED, TRAINED, REPORT = ASKED_OF["bogp"], "trained", "report.md"
 SEARCHERS: dict[str, Callable[[PlanRecorder, int], None]] = {"bayesian": bayesian, "random": random_graphs}
 
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 
 from agents.bogp import ASKED
 from agents.bogp import bogp as run_bogp
 from agents.bogp_record import Question, report
+from agents.cli_common import Device, check_goes_on_alone, console, say
 from agents.run_folder import read_asked
 from gnnrl_gym.relational.masks import SCOPES
 
 
 def bogp(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="mlp-H1-H2-..., or any model name of `gnnrl search`.")] = "mlp-64-64",
     data: Annotated[str, typer.Option(help="Data name, .npz file or image folder.")] = "digits",
     density: Annotated[float, typer.Option(help="Share of the weights that stays.")] = 0.25,
@@ -34,12 +35,13 @@ def bogp(
     final_seeds: Annotated[int, typer.Option(help="Trainings of each graph at the end.")] = 3,
     controls: Annotated[int, typer.Option(help="Random graphs of the pool that are trained beside.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the pool and the searches.")] = 0,
-    device: Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/bogp-MODEL-TIME]")] = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/bogp-MODEL-TIME")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
 ) -> None:
     """Find the relational graph whose sparse masks train best, by Bayesian optimisation; train and report it."""
     if resume is not None:
+        check_goes_on_alone(context, resume, "device")
         _run(Question(**read_asked(resume, ASKED)), resume, device, resume=True)
         return
     question = Question(
@@ -51,13 +53,13 @@ def bogp(
 
 
 def _run(question: Question, folder: Path, device: str, resume: bool) -> None:
-    console = Console()
     try:
         result = run_bogp(question, folder, device, progress=True, resume=resume)
     except ImportError as error:  # BoTorch is an extra: said in a sentence
         raise ValueError(str(error)) from error
     except KeyboardInterrupt:
-        console.print(f"Interrupted. To go on: gnnrl bogp --resume {folder}", soft_wrap=True)
+        more = "" if device == "auto" else f" --device {device}"
+        say(f"Interrupted. To go on: gnnrl bogp --resume {folder}{more}")
         raise
     console.print(Markdown(report(result)))
-    console.print(f"run folder: {folder}", soft_wrap=True)
+    say(f"run folder: {folder}")

@@ -19,15 +19,15 @@ from agents.controls import random
 from agents.early_training import default_recipe, train_mask, train_mask_once
 from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
 from agents.reinforce import reinforce
-from agents.results import SearchResult, common_keys, environment_record, settings_record, write_atomic
-from agents.run_folder import begin
+from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record, write_atomic
+from agents.run_folder import begun
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.evaluation.training import Recipe
 from gnnrl_gym.pruning.masks import same_counts, widths_of
 
-ASKED, CURVE = "early.json", "curve.json"
+ASKED, CURVE = ASKED_OF["early"], "curve.json"
 
 
 def dense(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) -> None:
@@ -83,12 +83,13 @@ def early(
     """
     mask_env = _checked(env, method, evaluations, seed)
     chosen = recipe or default_recipe(mask_env)
-    asked = {"method": method, "evaluations": evaluations, "seed": seed, "recipe": chosen.record(), "control": control}
-    folder = begin(out, {**asked, "environment": environment_record(mask_env), **settings}, resume, ASKED)
+    asked: dict[str, Any] = {"method": method, "evaluations": evaluations, "seed": seed, "recipe": chosen.record()}
+    asked |= {"control": control, "environment": environment_record(mask_env), **settings}
     if method == "lottery":  # trains the dense network as the one that stays will be
         settings = {"recipe": chosen, **settings}
-    start = time.perf_counter()
-    recorder = search_mask(env, method, evaluations, seed, folder, progress, **settings)
+    with begun(out, asked, resume, ASKED) as folder:
+        start = time.perf_counter()
+        recorder = search_mask(env, method, evaluations, seed, folder, progress, **settings)
     seconds, mask = time.perf_counter() - start, np.asarray(recorder.best, np.bool_)
     accuracies = train_mask_once(mask_env, mask, chosen, seed, folder)
     result = _result(mask_env, recorder, accuracies, method=method, seed=seed, seconds=seconds, recipe=chosen)

@@ -8,44 +8,51 @@ from typing import Annotated, Any
 
 import gymnasium as gym
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
+from agents.cli_common import Data, Device, check_goes_on_alone, console, say
 from agents.early import ASKED, METHODS, check_request
 from agents.early import early as run_early
-from agents.results import SearchResult
+from agents.results import SearchResult, environment_arguments
 from agents.run_folder import free_folder, read_asked
 from gnnrl_gym.evaluation.objectives import OBJECTIVES
 from gnnrl_gym.evaluation.training import Recipe, recipe_for
 from gnnrl_gym.zoo.early import EARLY
 from gnnrl_gym.zoo.models import DIGITS
 
-console = Console()
 SPARSITY = 0.5
 
 
 def early(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help=f"{', '.join(EARLY)}, or any other that `gnnrl search` takes.")] = DIGITS,
-    data: Annotated[str | None, typer.Option(help="Data name, .npz file or image folder. [default: digits]")] = None,
+    data: Data = None,
     method: Annotated[str, typer.Option(help=f"What chooses: {', '.join(METHODS)}.")] = "annealing",
-    sparsity: Annotated[float | None, typer.Option(help="Share of the units that go. [default: 0.5; dense: 0]")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the units that go.", show_default=f"{SPARSITY}; dense: 0")
+    ] = None,
     objective: Annotated[str, typer.Option(help=f"What scores a mask: {', '.join(OBJECTIVES)}.")] = "untrained",
-    granularity: Annotated[str | None, typer.Option(help="channels or unstructured. [default: the model's]")] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="channels or unstructured.", show_default="the model's")
+    ] = None,
     evaluations: Annotated[int, typer.Option(help="Masks that may be scored.")] = 1000,
-    epochs: Annotated[int | None, typer.Option(help="Of training afterwards. [default: the model's]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of training afterwards.", show_default="the model's")] = None,
     weights: Annotated[str | None, typer.Option(help="For pretrained: a state dict, instead of training here.")] = None,
     pretrain_epochs: Annotated[int, typer.Option(help="Of the dense network, for pretrained.")] = 2,
     proxy_steps: Annotated[int, typer.Option(help="Of the masked network, for proxy.")] = 200,
     search_images: Annotated[int, typer.Option(help="Images of the search split that score a mask.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the initial weights, the search and the training.")] = 0,
     control: Annotated[bool, typer.Option(help="Train random units with the same counts per layer too.")] = True,
-    device: Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/MODEL-early-METHOD-TIME]")] = None,
+    device: Device = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.", show_default="runs/MODEL-early-METHOD-TIME")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
 ) -> None:
     """Prune a network before training: search a mask, prune, rewind to the initial weights, train, test."""
     if resume is not None:
+        check_goes_on_alone(context, resume)
         _go_on(resume)
         return
     if data is None and model != DIGITS:
@@ -66,7 +73,8 @@ def early(
 def _go_on(folder: Path) -> None:
     """With the run of a folder as it was asked for."""
     asked = read_asked(folder, ASKED)
-    env, recipe = gym.make("GNNRL-Mask-v0", **asked.pop("environment")), Recipe(**asked.pop("recipe"))
+    recipe = Recipe(**asked.pop("recipe"))
+    env = gym.make("GNNRL-Mask-v0", **environment_arguments(asked.pop("environment")))
     _run(env, folder, **asked, recipe=recipe, resume=True)
 
 
@@ -74,7 +82,7 @@ def _run(env: gym.Env[Any, Any], folder: Path, **asked: Any) -> None:
     try:
         _show(run_early(env, out=folder, progress=True, **asked))
     except KeyboardInterrupt:
-        console.print(f"Interrupted. To go on: gnnrl early --resume {folder}", soft_wrap=True)
+        say(f"Interrupted. To go on: gnnrl early --resume {folder}")
         raise
 
 
@@ -91,4 +99,4 @@ def _show(result: SearchResult) -> None:
     for name, value in rows.items():
         table.add_row(name, "" if value is None else f"{value:.2%}")
     console.print(table)
-    console.print(f"run folder: {result.out}", soft_wrap=True)
+    say(f"run folder: {result.out}")

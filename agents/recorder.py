@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
+from agents.progress import Progress
 from gnnrl_gym.envs.prune_vector import prefetch
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.masks import digest
@@ -36,7 +36,7 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         folder: gets `evaluations.jsonl`, a line per evaluation, and TensorBoard curves; or None. Evaluations that an
             interrupted run has left there are gone through again (from memory, see `remembered`) before new lines
             are written.
-        progress: show a bar with the best accuracy so far.
+        progress: show a bar with the best accuracy so far; where there is no terminal, a line every tenth of the way.
 
     Attributes:
         best: the best plan within the budget so far, None before there is one; best_accuracy: its search accuracy.
@@ -57,7 +57,7 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         self.accuracies: list[float] = []
         self.steps = 0
         self._start = env.unwrapped.evaluations  # type: ignore[attr-defined]
-        self._bar = tqdm(total=evaluations, unit="evaluation", disable=None if progress else True)
+        self._bar = Progress(evaluations, "evaluation", shown=progress)
 
     @property
     def spent(self) -> int:
@@ -134,8 +134,8 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         if info["is_success"] and accuracy > self.best_accuracy:
             self.best, self.best_accuracy = np.array(info[self.plan_key]), accuracy
         self._write(accuracy, info)
-        self._bar.update()
-        self._bar.set_postfix_str(f"best search accuracy {100 * self.best_accuracy:.2f} %")
+        best = "none within the budget yet" if self.best is None else f"{100 * self.best_accuracy:.2f} %"
+        self._bar.at(len(self.accuracies), f"best search accuracy {best}")
 
     def _write(self, accuracy: float, info: dict[str, Any]) -> None:
         if self._log is None or self._curves is None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from agents.progress import Progress
 from agents.results import SearchResult
 from gnnrl_gym.checks import check_choice
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
@@ -67,17 +67,16 @@ def finetune_run(
     teacher, dtype = copy.deepcopy(network.model) if distill else None, fitting_dtype("auto", network, place)
     # the epochs before are in the name: what an earlier fine-tuning may have left is no part of this one
     checkpoint = folder / f"{CHECKPOINT}{result.finetune_epochs or 0}.pt"
-    with tqdm(total=epochs, unit="epoch", desc="fine-tuning", disable=None) as bar:
+    bar = Progress(epochs, "epoch", "fine-tuning", lines=epochs)
 
-        def show(epoch: int, loss: float) -> None:
-            bar.update(epoch - bar.n)
-            bar.set_postfix_str(f"training loss {loss:.3f}")
+    def show(epoch: int, loss: float) -> None:
+        bar.at(epoch, f"training loss {loss:.3f}")
 
-        with _held(network, slim.to(place), result.kept()), fitting_threads(network):
-            finetune(
-                slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
-                checkpoint=checkpoint,
-            )  # fmt: skip
+    with closing(bar), _held(network, slim.to(place), result.kept()), fitting_threads(network):
+        finetune(
+            slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
+            checkpoint=checkpoint,
+        )  # fmt: skip
     result.finetuned_accuracy = accuracy(slim, splits.test)
     result.finetune_epochs = (result.finetune_epochs or 0) + epochs
     how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}

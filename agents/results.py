@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +25,15 @@ from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.pruning.timing import processor
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
-from gnnrl_gym.zoo.data import IMAGE_SIZE
+from gnnrl_gym.zoo.data import IMAGE_SIZE, data_names
 from gnnrl_gym.zoo.models import input_shape_for
 
 RESULT, WEIGHTS = "result.json", "pruned.pt"
+# the file in which each command keeps what it was asked
+ASKED_OF = {"search": "search.json", "early": "early.json", "bogp": "bogp.json"}
+# keys of `environment_record`, and what they are digests of
+DIGESTS = {"weights_digest": "weights of the network", "data_digest": "labels, size or normalisation of the images"}
+IN_PYTHON = "agents.refine.evaluate_run(run, model=..., data=...) in Python, likewise finetune_run"
 
 
 @dataclass
@@ -97,6 +104,9 @@ class SearchResult:
         try:
             return cls(**read_json(path), out=os.fspath(folder))
         except TypeError as error:
+            if written_by(folder) == "bogp":
+                message = f"{path} was written by `gnnrl bogp`, not by a search: see report.md beside it."
+                raise ValueError(message) from error
             raise ValueError(f"{path} is not the record of a search: {error}") from error
 
     def network(self, model: nn.Module | None = None) -> PrunableNetwork:
@@ -112,10 +122,11 @@ class SearchResult:
             try:
                 model = load_model(self.model, weights, self.settings["num_classes"], seed=seed)
             except ValueError as error:
-                raise ValueError(f"{error}. The run pruned a module of your own: pass model=.") from error
+                raise ValueError(f"{error}. The run pruned a module of your own: pass model=, {IN_PYTHON}.") from error
         shape = self.settings.get("input_shape") or input_shape_for(self.model)
         # the order of the units is of no matter here: the run folder says which were kept
-        return make_network(model, torch.zeros(1, *shape), self.settings.get("granularity", "channels"))
+        example = torch.zeros(1, *shape, device=next(model.parameters()).device)
+        return make_network(model, example, self.settings.get("granularity", "channels"))
 
     def splits(self, data: DataSplits | None = None) -> DataSplits:
         """The data of the run: images of the same size, normalised alike.
@@ -131,8 +142,10 @@ class SearchResult:
         try:
             return load_data(self.data, image_size=size, mean=mean, std=std)
         except (ValueError, FileNotFoundError) as error:
+            if self.data in data_names():
+                raise
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"{error}. If the run was given data of your own, pass data=.") from error
+            raise kind(f"{error}. If the run was given data of your own, pass data=, {IN_PYTHON}.") from error
 
     def pruned(self, model: nn.Module | None = None) -> nn.Module:
         """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""
@@ -150,14 +163,38 @@ class SearchResult:
         return Path(self.out) / WEIGHTS
 
 
+def written_by(run: str | os.PathLike[str]) -> str | None:
+    """The command that wrote a run folder, None of one that says nothing of it."""
+    return next((command for command, name in ASKED_OF.items() if (Path(run) / name).is_file()), None)
+
+
 def name_of(model: str | nn.Module) -> str:
     """How a record calls a network: its name, or the class of a module."""
     return model if isinstance(model, str) else type(model).__name__
 
 
 def environment_record(env: NetworkEnv) -> dict[str, Any]:
-    """The environment's arguments; modules and data sets by name."""
-    return env.arguments | {"model": name_of(env.arguments["model"]), "data": env.data.name}
+    """The environment's arguments, modules and data sets by name, and digests (`DIGESTS`) of what names don't say."""
+    names = {"model": name_of(env.arguments["model"]), "data": env.data.name}
+    weights = env.given.state_dict()
+    data = {"labels": env.data.search.labels, "mean": env.data.mean, "std": env.data.std, "shape": env.data.input_shape}
+    digests = (digest_of(weights), digest_of({key: torch.as_tensor(value) for key, value in data.items()}))
+    return env.arguments | names | dict(zip(DIGESTS, digests, strict=True))
+
+
+def environment_arguments(record: dict[str, Any]) -> dict[str, Any]:
+    """An `environment_record` without its digests: what `gym.make` takes."""
+    return {name: value for name, value in record.items() if name not in DIGESTS}
+
+
+def digest_of(tensors: Mapping[str, Any]) -> str:
+    """Of names, kinds, shapes and values; the same on every device and in every process."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor):  # a module may keep other things in its state
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 def common_keys(env: NetworkEnv, plan: Ints) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agents.results import RESULT, write_atomic
+from agents.recorder import LOG
+from agents.results import DIGESTS, RESULT, write_atomic
 from gnnrl_gym.files import read_json
 
 
@@ -21,6 +25,7 @@ def free_folder(out: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileExistsError: something is there already.
+        NotADirectoryError, PermissionError: it can't be made there.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -28,7 +33,43 @@ def free_folder(out: str | os.PathLike[str]) -> Path:
             f"{str(folder)!r} is there already and not empty: choose another --out, or remove it "
             "(an interrupted run goes on with --resume)."
         )
+    check_writable(folder)
     return folder
+
+
+def check_writable(path: Path) -> None:
+    """
+    Raises:
+        NotADirectoryError, PermissionError: nothing can be written at `path`.
+    """
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if there != path and not there.is_dir():
+        raise NotADirectoryError(f"{str(path)!r} can't be written: {str(there)!r} is no folder. Choose another --out.")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{str(path)!r} can't be written: {str(there)!r} is read-only. Choose another --out.")
+
+
+@contextlib.contextmanager
+def begun(
+    out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: bool, name: str
+) -> Iterator[Path | None]:
+    """As `begin`; a new run that fails before its first evaluation leaves nothing behind."""
+    there = out is not None and Path(out).exists()
+    folder = begin(out, asked, resume, name)
+    try:
+        yield folder
+    except BaseException:
+        if folder and not resume and not (folder / LOG).is_file():
+            _clear(folder, there)
+        raise
+
+
+def _clear(folder: Path, keep: bool) -> None:
+    """Remove what a run wrote in its folder, which was empty before it (`free_folder`), and with `keep` was there."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not keep:
+        folder.rmdir()
 
 
 def begin(
@@ -71,6 +112,20 @@ def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], 
     if out is None:
         raise ValueError("resume=True needs out=, the run folder to go on with.")
     before, now = read_asked(out, name), json.loads(json.dumps(asked, default=str))
+    _check_digests(os.fspath(out), before.get("environment", {}), now.get("environment", {}))
     for key in before.keys() | now.keys():
         if before.get(key) != now.get(key):
             raise ValueError(f"{os.fspath(out)!r} was run with {key}={before.get(key)!r}, not {now.get(key)!r}.")
+
+
+def _check_digests(out: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Of two records of an environment; runs of before there were digests have none."""
+    digests = {key: (before.pop(key, None), now.pop(key, None)) for key in DIGESTS}
+    if before != now:  # which says more
+        return
+    for key, (found, given) in digests.items():
+        if found not in (None, given):
+            raise ValueError(
+                f"{out!r} was run with other {DIGESTS[key]} ({now['model']} on {now['data']}; digest {found}, now "
+                f"{given}): resume it with the same, or begin another run with another --out."
+            )

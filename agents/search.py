@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
-from agents.results import SearchResult, common_keys, environment_record, settings_record
-from agents.run_folder import begin
-from agents.searchers import SEARCHERS
+from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record
+from agents.run_folder import begun
+from agents.searchers import SEARCHERS, plan_searchers
+from agents.transfer import read_policy
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.budget import in_words
 from gnnrl_gym.envs.prune import PruneEnv
@@ -21,7 +23,7 @@ from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import save_slim
 
-ASKED = "search.json"
+ASKED = ASKED_OF["search"]
 
 
 def search(
@@ -44,29 +46,64 @@ def search(
 
     Args:
         env: the environment, from `gym.make`.
-        method: one of `agents.searchers.SEARCHERS`.
+        method: one of `agents.searchers.plan_searchers`.
         evaluations: how many candidate plans may be scored.
         seed: of the searcher; equal seeds give equal searches.
         out: run folder for `result.json`, `pruned.pt`, `evaluations.jsonl` and what the method logs. It must not
-            hold a run already.
-        progress: show a bar on a terminal.
+            hold a run already. A search that fails before its first evaluation leaves nothing there.
+        progress: show a bar on a terminal, elsewhere a line every tenth of the way.
         resume: `out` may hold an interrupted run of the same search.
         settings: passed on to the searcher.
 
     Raises:
         ValueError: unknown method, no evaluation, an environment of another kind, or a run to resume that was made
-            with other settings.
+            with other settings, weights or data.
         FileExistsError: `out` holds a run.
         KeyboardInterrupt: interrupted before the first evaluation was done.
     """
     prune = _checked(env, method, evaluations, seed)
     environment = environment_record(prune)
     asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
-    folder = begin(out, asked, resume, ASKED)
+    with begun(out, asked, resume, ASKED) as folder:
+        start = time.perf_counter()
+        recorder, interrupted = _searched(env, prune, method, evaluations, seed, folder, progress, settings)
+        assert recorder.best is not None
+        result = _result(prune, recorder, method, seed, time.perf_counter() - start)
+    result.interrupted = interrupted
+    if folder:
+        result.out = str(folder)
+        save_slim(result.weights_file, prune.network, recorder.best, prune.slim(recorder.best))
+        result.save(folder)
+    return result
+
+
+def check_request(method: str, evaluations: int, seed: int, policy: str | os.PathLike[str] | None = None) -> None:
+    """
+    Args:
+        policy: that the method is to start from, as for `agents.ppo.ppo`.
+
+    Raises:
+        ValueError: unknown method, a number out of range, or a policy for a method that starts from none.
+        FileNotFoundError: there is no such policy.
+    """
+    check_choice("method", method, plan_searchers())
+    check_whole(1, evaluations=evaluations)
+    check_seed(seed=seed)
+    if policy is None or policy == "auto":
+        return
+    if method != "ppo":
+        raise ValueError(f"policy={os.fspath(policy)!r} is for the method 'ppo' alone, {method!r} starts from none.")
+    read_policy(policy)
+
+
+def _searched(
+    env: gym.Env[Any, Any], prune: PruneEnv, method: str, evaluations: int, seed: int, folder: Path | None,
+    progress: bool, settings: dict[str, Any],
+) -> tuple[PlanRecorder, bool]:  # fmt: skip
+    """Run the searcher: a recorder with a plan, and whether it was interrupted."""
     for line in remembered(folder) if folder else ():
         prune.evaluator.remember(np.array(line["widths"]), line["search_accuracy"])
-    recorder = PlanRecorder(env, evaluations, folder, progress)
-    start, interrupted = time.perf_counter(), False
+    recorder, interrupted = PlanRecorder(env, evaluations, folder, progress), False
     try:
         with contextlib.suppress(EvaluationsExhausted), fitting_threads(prune.network):
             SEARCHERS[method](recorder, seed, folder, **settings)
@@ -79,19 +116,11 @@ def search(
     if recorder.best is None:
         allowed = in_words(prune.budgets)
         raise ValueError(f"{method} never reached the budget, {allowed}: give it more evaluations or steps.")
-    result = _result(prune, recorder, method, seed, time.perf_counter() - start)
-    result.interrupted = interrupted
-    if folder:
-        result.out = str(folder)
-        save_slim(result.weights_file, prune.network, recorder.best, prune.slim(recorder.best))
-        result.save(folder)
-    return result
+    return recorder, interrupted
 
 
 def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -> PruneEnv:
-    check_choice("method", method, tuple(SEARCHERS))
-    check_whole(1, evaluations=evaluations)
-    check_seed(seed=seed)
+    check_request(method, evaluations, seed)
     prune = env.unwrapped
     if not isinstance(prune, PruneEnv):
         raise ValueError(f"search needs a GNNRL-Prune-v0 environment, got {type(prune).__name__}.")

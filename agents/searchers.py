@@ -26,3 +26,8 @@ SEARCHERS: dict[str, Searcher] = {
     "cma-es": cma_es,
     "bayesian": bayesian,  # of a pool: GNNRL-Relational-v0
 }
+
+
+def plan_searchers() -> tuple[str, ...]:
+    """Names of those that search plans of `GNNRL-Prune-v0`: all but the one that needs a pool."""
+    return tuple(name for name in SEARCHERS if name != "bayesian")

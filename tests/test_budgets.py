@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents import SearchResult, search
-from agents.cli import _budget
+from agents.search_cli import _budget
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.pruning.latency import LatencyTable
@@ -243,6 +243,14 @@ def test_cache_is_used_and_damage_is_mended(tmp_path: Path, monkeypatch: pytest.
     file.write_text(file.read_text()[:100])
     assert (LatencyTable(network, 2, tmp_path).predict(plans) > 0).all()
     assert json.loads(file.read_text())["seconds"]
+
+
+def test_a_cache_that_can_not_be_written_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # where the folder would be
+    with pytest.warns(UserWarning, match="can't be kept in") as said:
+        found = LatencyTable(large_network(), 5, tmp_path / "file" / "latency")
+    assert len(said) == 1
+    assert found.predict(found.network.widths) > 0
 
 
 def test_alike_layers_are_measured_once(table: LatencyTable) -> None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import pytest
 
+from agents import search
 from agents.cli import main
+from agents.recorder import EvaluationsExhausted
+from agents.searchers import SEARCHERS
+from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.zoo import load_data, load_model
 
 COMMANDS = ("search", "finetune", "evaluate")
+BELOW_A_FILE = "/dev/null/run"
 
 
 class Shell:
@@ -53,12 +63,14 @@ def run(shell: Shell, tmp_path: Path) -> Path:
 
 
 def test_search_finetunes_and_reports(shell: Shell, tmp_path: Path) -> None:
-    code, out, _ = shell(*small(tmp_path / "run", "--budget", 0.4, "--metric", "params", "--finetune", 1, "--seed", 3))
+    more = ("--budget", 0.4, "--metric", "params", "--finetune", 1, "--seed", 3, "--floor", 0.05)
+    code, out, _ = shell(*small(tmp_path / "run", *more))
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert code == 0
     assert (record["method"], record["evaluations"], record["seed"], record["budget"]) == ("random", 3, 3, 0.4)
     assert record["params_ratio"] <= 0.4
     assert record["finetune_epochs"] == 1
+    assert record["settings"]["floor"] == 0.05
     for said in (f"{record['test_accuracy']:.2%}", f"{record['finetuned_accuracy']:.2%}", str(tmp_path / "run")):
         assert said in out
 
@@ -117,14 +129,15 @@ MISTAKES = {
     "data that isn't there": (("search", "--model", "resnet20", "--data", "/no/such.npz"), "/no/such.npz"),
     "data that doesn't fit": (("search", "--model", "resnet20", "--data", "digits"), "images of 'digits'"),
     "weights that aren't there": (("search", "--weights", "none.pt"), "none.pt"),
-    "method": (("search", "--method", "guess"), "uniform, random"),
     "metric": (("search", "--metric", "flops"), "macs, params"),
     "budget": (("search", "--budget", "2"), "budget"),
+    "weights that save no MACs": (("search", "--granularity", "2:4"), "not macs: .*--metric params"),
+    "a pattern that saves no time": (
+        ("search", "--granularity", "block4x1", "--budget", "params=0.5,latency=0.5"), "not latency: .*--metric params"
+    ),
+    "floor": (("search", "--floor", "1"), "floor"),
     "a budget that's no number": (("search", "--budget", "half"), "--budget"),
-    "evaluations": (("search", "--evaluations", "0"), "evaluations"),
     "device": (("search", "--device", "tpu9"), "tpu9"),
-    "seed": (("search", "--seed", "-1", "--device", "cpu"), "seed"),
-    "a folder below a file": (("search", "--method", "uniform", "--device", "cpu", "--out", "/dev/null/run"), "null"),
     "unknown option": (("search", "--speed", "3"), "--speed"),
     "unknown command": (("prune",), "prune"),
     "no run to finetune": (("finetune", "no/such/run"), "no/such/run"),
@@ -142,8 +155,74 @@ def test_mistakes_are_said_in_a_sentence(
     arguments, said = MISTAKES[mistake]
     code, _, err = shell(*arguments)
     assert code == 2
-    assert said in err
+    assert said in err or re.search(said, err)
     assert "Traceback" not in err
+
+
+BEFORE_THE_ENVIRONMENT = {
+    "method": (("search", "--method", "guess"), "uniform, random"),
+    "a searcher of pools": (("search", "--method", "bayesian"), "choose one of ppo"),
+    "evaluations": (("search", "--evaluations", "0"), "evaluations"),
+    "seed": (("search", "--seed", "-1"), "seed"),
+    "epochs": (("search", "--finetune", "-1"), "finetune must"),
+    "no policy": (("search", "--policy", "nothere.pt"), "No policy 'nothere.pt'"),
+    "a policy that is none": (("search", "--policy", "file"), "'file' is no policy"),
+    "a policy for random": (("search", "--method", "random", "--policy", "general"), "for the method 'ppo' alone"),
+    "an occupied folder": (("search", "--out", "."), "not empty"),
+    "a folder below a file": (("search", "--out", BELOW_A_FILE), "'/dev/null' is no folder"),
+    "resume with a method": (("search", "--resume", "run", "--method", "ppo"), "--method can't stand beside"),
+    "resume with a default": (("search", "--resume", "run", "--seed", "0"), "--seed can't"),
+    "early with a seed": (("early", "--resume", "run", "--seed", "0"), "--seed can't"),
+    "bogp with a density": (("bogp", "--resume", "run", "--density", "0.5"), "--density can't"),
+    "networks that aren't there": (("train", "none.json"), "none.json"),
+    "cut networks": (("train", "cut.json"), "'cut.json' is no JSON"),
+    "networks that are none": (("train", "file"), "'file' is no JSON"),
+    "one network": (("train", "dict.json"), "'dict.json' must hold a list"),
+    "no networks": (("train", "empty.json"), "'empty.json' must hold a list"),
+    "a misspelt argument": (("train", "typo.json"), "'typo.json': network 2 has an unknown 'modle'; near it: model"),
+    "a policy that is there": (("train", "networks.json", "--out", "file"), "'file' is there already"),
+    "a policy below a file": (("train", "networks.json", "--out", BELOW_A_FILE), "is no folder"),
+    "no training": (("train", "networks.json", "--evaluations", "0"), "evaluations"),
+}  # fmt: skip
+FILES = {"file": "", "cut.json": '[{"model": "dig', "dict.json": "{}", "empty.json": "[]", "networks.json": "[{}]",
+         "typo.json": '[{}, {"modle": "digits-resnet"}]'}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", BEFORE_THE_ENVIRONMENT)
+def test_mistakes_are_said_before_any_work_and_leave_nothing(
+    shell: Shell, mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("an environment was made")
+
+    monkeypatch.setattr(gym, "make", work)
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    arguments, said = BEFORE_THE_ENVIRONMENT[mistake]
+    code, _, err = shell(*arguments)
+    assert code == 2 and said in err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == FILES
+
+
+DEFAULTS = {
+    "search": ("(0.5)", "(digits, for digits-resnet)", "(runs/MODEL-METHOD-TIME)", "[default: 0.1]"),
+    "early": ("(0.5; dense: 0)", "(the model's)", "(runs/MODEL-early-METHOD-TIME)"),
+    "bogp": ("(runs/bogp-MODEL-TIME)",),
+    "finetune": ("(the newest in runs)",),
+    "evaluate": ("(the newest in runs)",),
+}
+
+
+@pytest.mark.parametrize("command", DEFAULTS)
+def test_help_shows_the_defaults(shell: Shell, command: str) -> None:
+    _, out, _ = shell(command, "--help")
+    for default in DEFAULTS[command]:
+        assert (default if default.startswith("[") else f"[default: {default}]") in out
+
+
+def test_help_lists_no_searcher_that_can_not_work(shell: Shell) -> None:
+    assert "bayesian" not in shell("search", "--help")[1]
 
 
 def test_mistaken_search_leaves_no_folder(shell: Shell, tmp_path: Path) -> None:
@@ -183,11 +262,94 @@ def test_run_without_its_network_is_refused(shell: Shell, run: Path) -> None:
 def test_interrupted_fine_tuning_keeps_the_search(
     tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("agents.cli.finetune_run", interrupted)
+    monkeypatch.setattr("agents.search_cli.finetune_run", interrupted)
     code, out, _ = shell(*small(tmp_path / "run", "--finetune", 1))
     assert code == 0 and "Fine-tuning stopped" in out
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["search_accuracy"] > 0 and record["finetuned_accuracy"] is None
+
+
+def test_interrupted_finetune_says_how_it_goes_on(shell: Shell, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.cli.finetune_run", interrupted)
+    code, out, _ = shell("finetune", run)
+    assert code == 130 and "same command goes on" in out
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def after_one(searcher: Callable[..., Any]) -> Callable[..., Any]:
+    """The searcher, interrupted after its first evaluation."""
+
+    def cut(recorder: Any, *more: Any) -> None:
+        recorder.limit = 1
+        with contextlib.suppress(EvaluationsExhausted):
+            searcher(recorder, *more)
+        raise KeyboardInterrupt
+
+    return cut
+
+
+def test_interrupted_search_goes_on_with_the_epochs_that_were_asked(
+    tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(SEARCHERS, "random", after_one(SEARCHERS["random"]))
+        code, out, _ = shell(*small(tmp_path / "run", "--finetune", 0))
+    hint = re.search(r"gnnrl (search --resume \S+ --finetune \d+)", out)
+    assert code == 0 and hint is not None
+    code, out, _ = shell(*hint[1].split())
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert code == 0 and record["evaluations"] == 3
+    assert record["finetune_epochs"] is None and not record["interrupted"]
+
+
+def test_search_first_says_how_good_the_dense_network_is(shell: Shell, tmp_path: Path) -> None:
+    dense = accuracy(load_model("digits-resnet"), load_data("digits").search.take(50))
+    _, out, _ = shell(*small(tmp_path / "run[best]", "--finetune", 0))
+    assert 0 < out.find(f"dense network: search accuracy {dense:.2%}") < out.find("test accuracy")
+    assert f"run folder: {tmp_path / 'run[best]'}" in out
+    lines = (tmp_path / "run[best]" / "evaluations.jsonl").read_text().splitlines()
+    assert len(lines) == json.loads((tmp_path / "run[best]" / "result.json").read_text())["evaluations"] == 3
+
+
+def test_without_a_terminal_a_line_is_said_now_and_then(shell: Shell, tmp_path: Path) -> None:
+    _, _, err = shell(*small(tmp_path / "run", "--evaluations", 25, "--finetune", 2))
+    assert re.findall(r"(\d+)/25 evaluations, best search accuracy [\d.]+ %", err) == [
+        "3", "5", "8", "10", "13", "15", "18", "20", "23", "25"
+    ]  # fmt: skip
+    assert re.findall(r"fine-tuning: (\d)/2 epochs, training loss", err) == ["1", "2"]
+
+
+# ---- runs of other kinds ---------------------------------------------------------------------------------------
+
+
+def test_runs_of_bogp_are_no_runs_to_evaluate(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, _ = shell(*small(tmp_path / "runs" / "found", "--finetune", 0))
+    other = tmp_path / "runs" / "other"
+    other.mkdir()
+    (other / "bogp.json").write_text("{}")
+    (other / "result.json").write_text('{"graph": 3}')
+    code, out, _ = shell("evaluate", "--device", "cpu")
+    assert code == 0 and "runs/found" in out
+    code, _, err = shell("evaluate", other)
+    assert code == 2 and "written by `gnnrl bogp`" in err
+
+
+@pytest.mark.parametrize("own", ["model", "data"])
+def test_runs_of_own_objects_say_how_they_are_evaluated(shell: Shell, tmp_path: Path, own: str) -> None:
+    data = load_data("digits")
+    object.__setattr__(data, "name", "mine")
+    given: dict[str, Any] = {"model": load_model("digits-resnet")} if own == "model" else {"data": data}
+    env = gym.make("GNNRL-Prune-v0", **given, search_images=20, device="cpu")
+    search(env, "uniform", 1, out=tmp_path / "run")
+    code, _, err = shell("evaluate", tmp_path / "run", "--device", "cpu")
+    assert code == 2
+    assert f"pass {own}=, agents.refine.evaluate_run(run, model=..., data=...)" in err
+    (tmp_path / "run" / "result.json").unlink()
+    code, _, err = shell("search", "--resume", tmp_path / "run")
+    assert code == 2 and ("agents.search(env" in err if own == "model" else "'mine'" in err)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents import SearchResult, search
 from agents.refine import evaluate_run, finetune_run
+from agents.results import digest_of
 from agents.searchers import SEARCHERS
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.zoo import Split, load_data, load_model
@@ -239,6 +240,70 @@ def test_resuming_refuses_another_search(digits_env: Env, tmp_path: Path) -> Non
     search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
     with pytest.raises(FileExistsError, match="finished"):
         search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_search_that_evaluated_nothing_leaves_nothing(digits_env: Env, tmp_path: Path, there: bool) -> None:
+    out = tmp_path / "run"
+    if there:
+        out.mkdir()
+    with pytest.raises(ValueError, match="sensitivity needs"):
+        search(digits_env, "sensitivity", 2, out=out)
+    with pytest.raises(TypeError, match="no_such_setting"):
+        search(digits_env, "ppo", 2, out=out, no_such_setting=3)
+    assert list(tmp_path.rglob("*")) == [out] * there
+    assert search(digits_env, "uniform", 1, out=out).evaluations == 1
+
+
+def test_failed_resuming_keeps_the_run(digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill_after(2, digits_env, "random", tmp_path / "run", 0)
+    (tmp_path / "run" / "evaluations.jsonl").unlink()
+    monkeypatch.setitem(SEARCHERS, "random", interrupted_after(0))
+    with pytest.raises(KeyboardInterrupt):
+        search(digits_env, "random", 20, seed=3, out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "search.json").is_file()
+
+
+SMALL: dict[str, Any] = {"search_images": 30, "recalibration_images": 16, "device": "cpu"}
+
+
+def relabelled() -> Any:
+    """Digits with another label on one image of the search split."""
+    data = load_data("digits")
+    labels = data.search.labels.clone()
+    labels[-1] = (labels[-1] + 1) % 10
+    return replace(data, search=replace(data.search, labels=labels))
+
+
+def test_resuming_refuses_other_weights_and_labels_of_the_same_name(tmp_path: Path) -> None:
+    def env(seed: int, data: Any = "digits") -> Env:
+        return gym.make("GNNRL-Prune-v0", model=load_model("digits-resnet", "random", seed=seed), data=data, **SMALL)
+
+    out = tmp_path / "run"
+    kill_after(2, env(0), "random", out, 0)
+    with pytest.raises(ValueError, match=r"other weights of the network .CifarResNet"):
+        search(env(1), "random", 20, seed=3, out=out, resume=True)
+    with pytest.raises(ValueError, match=r"other labels, size or normalisation .* on digits"):
+        search(env(0, relabelled()), "random", 20, seed=3, out=out, resume=True)
+    search(env(0), "random", 20, seed=3, out=out, resume=True)
+
+
+def test_runs_without_digests_are_resumed(digits_env: Env, tmp_path: Path) -> None:
+    kill_after(12, digits_env, "random", tmp_path / "run", 0)
+    asked = tmp_path / "run" / "search.json"
+    record = json.loads(asked.read_text())
+    assert len(record["environment"].pop("weights_digest")) == len(record["environment"].pop("data_digest")) == 16
+    asked.write_text(json.dumps(record))
+    assert search(digits_env, "random", 20, seed=3, out=tmp_path / "run", resume=True).evaluations == 20
+
+
+def test_digests_are_of_values_alone() -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
+    assert digest_of(tensors) == "fb4955e36839f99b"  # in every process
+    turned = tensors | {"a": torch.arange(6.0).reshape(2, 3).t().contiguous().t()}
+    assert digest_of(turned) == digest_of(tensors)  # whatever the layout
+    for name, other in (("a", tensors["a"].t()), ("b", torch.tensor(4)), ("c", torch.ones(2, dtype=torch.float16))):
+        assert digest_of(tensors | {name: other}) != digest_of(tensors)
 
 
 # ---- the test split --------------------------------------------------------------------------------------------

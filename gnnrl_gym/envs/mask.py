@@ -112,6 +112,7 @@ class MaskEnv(NetworkEnv, EzPickle):
         self.group_of = group_of(self.initial_network.widths)
         self.recipe = recipe_for(model).of(epochs=pretrain_epochs)
         self.network = self._scored_network(model, weights)
+        self.given = self.initial if weights is None else self.network.model
         search, proxy = self.data.search.take(search_images), proxy_of(objective, proxy_steps, self.recipe, init_seed)
         self.evaluator = MaskEvaluator(
             self.network, self.data, search, recalibration_images, self.device, precision, proxy=proxy

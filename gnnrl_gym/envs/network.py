@@ -28,6 +28,7 @@ class NetworkEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
 
     Attributes:
         network: the dense network and its groups. evaluator: scores it, and counts.
+        given: the network with the weights that were given, before an objective trained it here.
         widths: the present plan, int64 [A].
         max_nodes, max_edges: of its graph, which has the same nodes and edges at any widths.
     """
@@ -39,6 +40,7 @@ class NetworkEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
     data: DataSplits
     device: torch.device
     network: PrunableNetwork
+    given: nn.Module
     evaluator: PlanEvaluator
     widths: Ints
     _accuracy: float

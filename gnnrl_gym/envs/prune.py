@@ -121,7 +121,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         self.device = resolve_device(device)
         self.data = splits_for(data, model)
         recipe = recipe_for(model).of(epochs=pretrain_epochs)
-        module = self._module(model)
+        self.given = module = self._module(model)
         self.metric, self.landing, self.max_steps, self.render_mode = ",".join(budgets), landing, max_steps, render_mode
         self.network = self._prunable(module)
         self.round_to, full = round_to, self.network.widths
@@ -156,14 +156,16 @@ class PruneEnv(NetworkEnv, EzPickle):
         check_choice("landing", given["landing"], LANDINGS)
         check_choice("objective", given["objective"], (None, *OBJECTIVES))
         check_choice("render_mode", given["render_mode"], (None, *self.metadata["render_modes"]))
+        budgets = budgets_by_metric(budget, metric)
         if given["granularity"] != CHANNELS:
             Granularity.parse(given["granularity"])
+            _check_counts_weights(given["granularity"], budgets)
         check_share("floor", given["floor"], "units")
         names = ("max_steps", "round_to", "search_images", "pretrain_epochs", "proxy_steps")
         check_whole(1, **{name: given[name] for name in names})
         check_whole(2, recalibration_images=given["recalibration_images"])
         check_weights(given["model"], given["weights"])
-        return budgets_by_metric(budget, metric)
+        return budgets
 
     def _module(self, model: str | nn.Module) -> nn.Module:
         """The network as it is given, on the device."""
@@ -310,3 +312,16 @@ class PruneEnv(NetworkEnv, EzPickle):
             "is_success": self.within_budget(),
             "evaluations": self._episode_evaluations,
         }
+
+
+def _check_counts_weights(granularity: str, budgets: Mapping[str, float]) -> None:
+    """
+    Raises:
+        ValueError: a budget counts what stays as it is when single weights go.
+    """
+    for metric in budgets:
+        if metric != "params":
+            raise ValueError(
+                f"granularity={granularity!r} removes single weights, which saves parameters, not {metric}: "
+                "let the budget count them, with metric='params' (`--metric params`)."
+            )

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class LatencyTable:
     Args:
         network: the dense network; it is measured where its parameters are, and on its example input (batch included).
         repeats: how often everything is measured; medians count.
-        cache: folder of the measurements. Default `~/.cache/gnnrl_gym/latency`.
+        cache: folder of the measurements. Default `~/.cache/gnnrl_gym/latency`. Where nothing can be written, it warns.
         refresh: measure anew even what the cache holds.
 
     Raises:
@@ -196,7 +197,18 @@ class LatencyTable:
 
     def _write(self, new: dict[str, Any]) -> None:
         record = {"place": self.place, "shares": SHARES, "seconds": self._read() | new}
-        write_atomic(self._file, lambda file: file.write(json.dumps(record).encode()))
+        try:
+            write_atomic(self._file, lambda file: file.write(json.dumps(record).encode()))
+        except OSError as error:  # a cache saves time only
+            _warn_unwritable(str(self._file.parent), str(error))
+
+
+@cache
+def _warn_unwritable(folder: str, reason: str) -> None:
+    """Once for each folder."""
+    warnings.warn(
+        f"Measured latencies can't be kept in {folder!r}, so they will be measured again: {reason}.", stacklevel=2
+    )
 
 
 def _runs(call: Any) -> bool:

@@ -1,0 +1,79 @@
+"""What the commands share: options, which run folder is meant, and how a result is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from agents.results import RESULT, SearchResult, written_by
+
+console = Console()
+
+RUNS = Path("runs")
+# defaults that are no values of their own stand in show_default: Rich would take "[default: ...]" for markup
+Run = Annotated[
+    Path | None, typer.Argument(help="Run folder that `gnnrl search` wrote.", show_default="the newest in runs")
+]
+Data = Annotated[
+    str | None, typer.Option(help="Data name, .npz file or image folder.", show_default="digits, for digits-resnet")
+]
+Device = Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu or cuda.")]
+
+
+def say(text: str) -> None:
+    """A plain line, not broken: paths in it may hold what Rich takes for markup."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def check_goes_on_alone(context: typer.Context, folder: Path, *allowed: str) -> None:
+    """A run that is gone on with keeps what it was asked.
+
+    Args:
+        folder: of the run. allowed: parameters that may stand beside --resume.
+
+    Raises:
+        ValueError: another option is given too.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in ("resume", *allowed):
+            raise ValueError(
+                f"{parameter.opts[0]} can't stand beside --resume {folder}, which goes on as it was begun: leave it "
+                "out, or begin another run without --resume."
+            )
+
+
+def newest_run() -> Path:
+    """The newest folder in `runs` that holds the result of a search.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [path for path in RUNS.glob(f"*/{RESULT}") if written_by(path.parent) != "bogp"]
+    if not found:
+        raise FileNotFoundError(f"No run in {str(RUNS)!r}: run `gnnrl search` first, or give a run folder.")
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def show(result: SearchResult) -> None:
+    """Costs and accuracies beside the dense network's, and where the run folder is."""
+    table = Table("", "dense", "pruned")
+    table.add_row("MACs", "100 %", f"{result.macs_ratio:.1%}")
+    table.add_row("parameters", "100 %", f"{result.params_ratio:.1%}")
+    if result.memory_ratio is not None:
+        table.add_row("peak activations", "100 %", f"{result.memory_ratio:.1%}")
+    if result.latency is not None:
+        dense, pruned = (f"{1000 * result.latency[key]:.2f} ms" for key in ("dense_measured", "measured"))
+        table.add_row(f"latency (predicted {1000 * result.latency['predicted']:.2f} ms)", dense, pruned)
+    table.add_row("search accuracy", "", f"{result.search_accuracy:.2%}")
+    table.add_row("test accuracy", f"{result.dense_test_accuracy:.2%}", f"{result.test_accuracy:.2%}")
+    if result.finetuned_accuracy is not None:
+        epochs = f"after {result.finetune_epochs} epochs of fine-tuning"
+        table.add_row(epochs, "", f"{result.finetuned_accuracy:.2%}")
+    console.print(table)
+    say(f"run folder: {result.out}")
