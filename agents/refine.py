@@ -23,7 +23,7 @@ from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import update_slim
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.sparsity import SparseNetwork
-from gnnrl_gym.zoo import DataSplits, load_data
+from gnnrl_gym.zoo import DataSplits
 
 CHECKPOINT = "finetuning-"  # files of a run folder, while it is fine-tuned
 IMAGES = ("train", "all")
@@ -60,7 +60,7 @@ def finetune_run(
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     check_choice("images", images, IMAGES)
     result, folder = SearchResult.load(run), Path(run)
-    place, splits = resolve_device(device), data or load_data(result.data)
+    place, splits = resolve_device(device), result.splits(data)
     if images == "all":
         splits = replace(splits, train=splits.train.joined(splits.search))
     network, slim = result.network(model), result.pruned(model)
@@ -117,7 +117,7 @@ def evaluate_run(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}.")
     result = SearchResult.load(run)
-    place, splits = resolve_device(device), data or load_data(result.data)
+    place, splits = resolve_device(device), result.splits(data)
     network, slim = result.network(model), result.pruned(model).to(place)
     dense = copy.deepcopy(network.model).to(place)
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)

@@ -22,7 +22,8 @@ from gnnrl_gym.files import write_atomic as write_atomic
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.pruning.timing import processor
-from gnnrl_gym.zoo import load_model
+from gnnrl_gym.zoo import DataSplits, load_data, load_model
+from gnnrl_gym.zoo.data import IMAGE_SIZE
 from gnnrl_gym.zoo.models import input_shape_for
 
 RESULT, WEIGHTS = "result.json", "pruned.pt"
@@ -116,6 +117,23 @@ class SearchResult:
         # the order of the units is of no matter here: the run folder says which were kept
         return make_network(model, torch.zeros(1, *shape), self.settings.get("granularity", "channels"))
 
+    def splits(self, data: DataSplits | None = None) -> DataSplits:
+        """The data of the run: images of the same size, normalised alike.
+
+        Args:
+            data: needed where the search was given arrays of its own.
+        """
+        if data is not None:
+            return data
+        # absent from old records: the usual ones
+        mean, std = self.settings.get("mean"), self.settings.get("std")
+        size = self.settings.get("input_shape", (IMAGE_SIZE,))[-1]
+        try:
+            return load_data(self.data, image_size=size, mean=mean, std=std)
+        except (ValueError, FileNotFoundError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{error}. If the run was given data of your own, pass data=.") from error
+
     def pruned(self, model: nn.Module | None = None) -> nn.Module:
         """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""
         return rebuild_slim(self.network(model), read_slim(self.weights_file), str(self.weights_file))
@@ -157,9 +175,10 @@ def common_keys(env: NetworkEnv, plan: Ints) -> dict[str, Any]:
 
 
 def settings_record(env: NetworkEnv, *names: str) -> dict[str, Any]:
-    """The arguments `names` of an environment, and of what shape its data are."""
-    shape = {"input_shape": list(env.data.input_shape), "num_classes": env.data.num_classes}
-    return {name: env.arguments[name] for name in names} | shape
+    """The arguments `names` of an environment, of what shape its data are, and what they are normalised by."""
+    data = env.data
+    shape = {"input_shape": list(data.input_shape), "num_classes": data.num_classes}
+    return {name: env.arguments[name] for name in names} | shape | {"mean": list(data.mean), "std": list(data.std)}
 
 
 def versions() -> dict[str, str]:

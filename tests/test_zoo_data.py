@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from gnnrl_gym.zoo import DataSplits, Split, load_data
-from gnnrl_gym.zoo.data import RGB_MEAN, RGB_STD, augment
+from gnnrl_gym.zoo.data import augment
+from gnnrl_gym.zoo.datasplits import RGB_MEAN, RGB_STD
 from gnnrl_gym.zoo.readers import TORCHVISION
 from gnnrl_gym.zoo.split import MemoryImages
 
@@ -277,6 +279,10 @@ def test_bad_npz_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"broken\.npz' is not a \.npz file that can be read"):
         load_data(tmp_path / "broken.npz")
+    (tmp_path / "text.npz").write_text("x_train,y_train")
+    with pytest.raises(ValueError, match=r"text\.npz' is not .*\(it is no archive") as caught:
+        load_data(tmp_path / "text.npz")
+    assert "objects" not in str(caught.value)
     (tmp_path / "data.csv").write_text("1,2")
     with pytest.raises(ValueError, match=r"data\.csv' is neither"):
         load_data(tmp_path / "data.csv")
@@ -304,9 +310,27 @@ def test_absent_paths_and_unknown_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion-mnist", "svhn"])
-def test_torchvision_data_that_is_not_there(name: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"'{name}' is not in .*pass download=True"):
-        load_data(name, root=tmp_path)
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_torchvision_data_that_is_not_there(
+    name: str, elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message holds a command that downloads the data to where it was looked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = {"root": tmp_path / "my data"} if elsewhere else {}
+    with pytest.raises(FileNotFoundError, match=rf"'{name}' is not in ") as caught:
+        load_data(name, **root)
+    command = re.search(r'python -c "(.*?)"', str(caught.value))
+    assert command
+    asked = []
+    fake = SimpleNamespace(data=np.zeros((2, 3, 6, 5), np.uint8), labels=[0, 1], targets=[0, 1])
+
+    def dataset(place: Path, download: bool, **_: Any) -> SimpleNamespace:
+        asked.append((place, download))
+        return SimpleNamespace(**vars(fake) | {"data": fake.data if name == "svhn" else fake.data[:, 0]})
+
+    monkeypatch.setitem(TORCHVISION, name, dataset)
+    exec(command[1])
+    assert set(asked) == {(root.get("root", tmp_path / "cache" / "gnnrl_gym" / "data"), True)}
 
 
 @pytest.mark.parametrize(

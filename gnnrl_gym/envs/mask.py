@@ -13,14 +13,14 @@ from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.checks import check_choice, check_seed, check_share, check_whole
-from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs
+from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs, check_weights, splits_for
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, MaskEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
 from gnnrl_gym.pruning.masks import Kept, group_of, kept_units, top_mask, widths_of
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.sparsity import CHANNELS, UNSTRUCTURED, make_network
-from gnnrl_gym.zoo import DataSplits, load_data, load_model
+from gnnrl_gym.zoo import DataSplits, load_model
 from gnnrl_gym.zoo.early import EARLY
 from gnnrl_gym.zoo.models import DIGITS
 
@@ -55,7 +55,9 @@ class MaskEnv(NetworkEnv, EzPickle):
     ## Arguments
     * `model`: a name for `load_model`, or an `nn.Module`, which is taken with its weights as the initial ones. Default:
       the structure of the digits network that ships with the package.
-    * `data`: a name or path for `load_data`, or `DataSplits`. Default `digits`.
+    * `data`: a name or path for `load_data`, or `DataSplits`. Default `digits`. Colour images are normalised with
+      ImageNet's mean and std; `load_data(..., mean=..., std=...)` takes others, and `DataSplits.of` takes arrays. The
+      images of a folder are brought to the size that a named network is usually fed, else to 224 by 224.
     * `sparsity`: share of the units that go, in [0, 1).
     * `objective`: `untrained`, `pretrained` or `proxy`.
     * `granularity`: `channels` (filters), or `unstructured` (weights). None: what the model is made for, which is
@@ -102,7 +104,7 @@ class MaskEnv(NetworkEnv, EzPickle):
         EzPickle.__init__(self, **self.arguments)
         self._check_arguments()
         self.device, self.render_mode, self.objective = resolve_device(device), render_mode, objective
-        self.data = data if isinstance(data, DataSplits) else load_data(data)
+        self.data = splits_for(data, model)
         self.granularity = granularity or _granularity(model)
         self.initial = self._initial(model)
         self.initial_network = self._prunable(self.initial)
@@ -126,12 +128,9 @@ class MaskEnv(NetworkEnv, EzPickle):
         check_whole(1, **{name: given[name] for name in ("pretrain_epochs", "proxy_steps", "search_images")})
         check_whole(2, recalibration_images=given["recalibration_images"])
         check_seed(init_seed=given["init_seed"])
-        if given["weights"] is None:
-            return
-        if given["objective"] != "pretrained":
+        if given["weights"] is not None and given["objective"] != "pretrained":
             raise ValueError(f"weights are those that 'pretrained' scores, not {given['objective']!r}: leave them out.")
-        if not isinstance(given["model"], str):
-            raise ValueError("weights go with a model by name; give a module trained as it is to score.")
+        check_weights(given["model"], given["weights"])
 
     def _initial(self, model: str | nn.Module) -> nn.Module:
         """The network with its initial weights, in eval mode, on the device."""

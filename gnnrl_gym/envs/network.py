@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,8 @@ from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
-from gnnrl_gym.zoo import DataSplits
+from gnnrl_gym.zoo import DataSplits, load_data
+from gnnrl_gym.zoo.models import input_shape_for, model_names
 
 NOT_SCORED = -1.0  # not NaN: equal infos must compare equal
 
@@ -80,6 +82,34 @@ class NetworkEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         if not np.isfinite(values).all():
             raise ValueError(f"The action holds NaN or infinity at component {np.argmin(np.isfinite(values))}.")
         return values
+
+
+def splits_for(data: str | os.PathLike[str] | DataSplits, model: str | nn.Module) -> DataSplits:
+    """The data that an environment is given, loaded where it is a name or path.
+
+    The images of a folder are brought to the size that a named network is usually fed. A module says nothing of its
+    size: it gets 224 by 224, unless it is given `load_data(folder, image_size=...)`.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_data`.
+    """
+    if isinstance(data, DataSplits):
+        return data
+    if isinstance(model, str) and model in model_names():
+        return load_data(data, image_size=input_shape_for(model)[1])
+    return load_data(data)
+
+
+def check_weights(model: str | nn.Module, weights: str | os.PathLike[str] | None) -> None:
+    """
+    Raises:
+        ValueError: weights beside a module, which has its own.
+    """
+    if weights is not None and not isinstance(model, str):
+        raise ValueError(
+            "weights go with a model by name. A module is taken with the weights it has: load them into it, "
+            "and leave weights out."
+        )
 
 
 def check_outputs(module: nn.Module, data: DataSplits, device: torch.device) -> None:

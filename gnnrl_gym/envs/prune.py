@@ -15,7 +15,7 @@ from torch import nn
 from gnnrl_gym.checks import check_choice, check_share, check_whole
 from gnnrl_gym.envs.budget import METRICS, Budget, Meter, budgets_by_metric
 from gnnrl_gym.envs.landing import land, round_widths, to_steps, to_widths
-from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs
+from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs, check_weights, splits_for
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, ObjectiveEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
@@ -23,7 +23,7 @@ from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.importance import IMPORTANCES
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
 from gnnrl_gym.pruning.sparsity import CHANNELS, Granularity, make_network
-from gnnrl_gym.zoo import DataSplits, load_data, load_model
+from gnnrl_gym.zoo import DataSplits, load_model
 from gnnrl_gym.zoo.models import DIGITS
 
 LANDINGS = ("exact", "free")
@@ -56,8 +56,10 @@ class PruneEnv(NetworkEnv, EzPickle):
 
     ## Arguments
     * `model`: a name for `load_model`, or an `nn.Module`. Default: the digits network that ships with the package.
-    * `data`: a name or path for `load_data`, or `DataSplits`. Default `digits`.
-    * `weights`: a state-dict file or torchvision weights name, with a model name.
+    * `data`: a name or path for `load_data`, or `DataSplits`. Default `digits`. Colour images are normalised with
+      ImageNet's mean and std; `load_data(..., mean=..., std=...)` takes others, and `DataSplits.of` takes arrays. The
+      images of a folder are brought to the size that a named network is usually fed, else to 224 by 224.
+    * `weights`: a state-dict file or torchvision weights name, with a model name; a module has its own.
     * `budget`: the share of the dense cost that is allowed, in (0, 1); or shares by metric, all of which have to be
       met, such as `{"macs": 0.5, "latency": 0.6}`.
     * `metric`: what a single number counts: `macs`, `params`, `memory` (peak of the activations, see
@@ -117,7 +119,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         EzPickle.__init__(self, **self.arguments)
         budgets = self._checked_arguments(budget, metric)
         self.device = resolve_device(device)
-        self.data = data if isinstance(data, DataSplits) else load_data(data)
+        self.data = splits_for(data, model)
         recipe = recipe_for(model).of(epochs=pretrain_epochs)
         module = self._module(model)
         self.metric, self.landing, self.max_steps, self.render_mode = ",".join(budgets), landing, max_steps, render_mode
@@ -160,6 +162,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         names = ("max_steps", "round_to", "search_images", "pretrain_epochs", "proxy_steps")
         check_whole(1, **{name: given[name] for name in names})
         check_whole(2, recalibration_images=given["recalibration_images"])
+        check_weights(given["model"], given["weights"])
         return budgets_by_metric(budget, metric)
 
     def _module(self, model: str | nn.Module) -> nn.Module:

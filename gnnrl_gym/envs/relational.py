@@ -12,12 +12,13 @@ from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.checks import check_number, check_seed, check_whole
+from gnnrl_gym.envs.network import splits_for
 from gnnrl_gym.envs.pool import PoolEnv
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.relational.masks import Masking, weight_counts
 from gnnrl_gym.relational.pool import make_pool
 from gnnrl_gym.relational.training import Recipe, Trainer, make_network
-from gnnrl_gym.zoo import DataSplits, load_data
+from gnnrl_gym.zoo import DataSplits
 
 
 class RelationalEnv(PoolEnv, EzPickle):
@@ -53,7 +54,9 @@ class RelationalEnv(PoolEnv, EzPickle):
     ## Arguments
     * `model`: `mlp-H1-H2-...`, a name for `load_model`, or an `nn.Module` (trained from its present weights). Linear
       and convolution layers are masked, in the order in which they are registered; the last stays dense.
-    * `data`: a name or path for `load_data`, or `DataSplits`. Default `digits`.
+    * `data`: a name or path for `load_data`, or `DataSplits`. Default `digits`. Colour images are normalised with
+      ImageNet's mean and std; `load_data(..., mean=..., std=...)` takes others, and `DataSplits.of` takes arrays. The
+      images of a folder are brought to the size that a named network is usually fed, else to 224 by 224.
     * `density`: share of weights that stay. `scope`: of which: `hidden`: of all layers but the first (input stem) and
       the last (classifier), which are dense; `network`: of all weights, the first layer being masked, too.
     * `nodes`, `pool_size`: n and P. The number of edges follows from the density.
@@ -99,7 +102,7 @@ class RelationalEnv(PoolEnv, EzPickle):
         check_number("above 0", density=density, learning_rate=learning_rate)
         check_number("at least 0", weight_decay=weight_decay)
         found = resolve_device(device)
-        self.data = data if isinstance(data, DataSplits) else load_data(data)
+        self.data = splits_for(data, model)
         if shift >= min(self.data.input_shape[1:]):
             raise ValueError(f"shift={shift} moves images of shape {self.data.input_shape} out of sight: give less.")
         # a module of the caller's is copied: it may move to another device here

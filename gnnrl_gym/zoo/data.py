@@ -4,50 +4,25 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from gnnrl_gym.zoo.readers import TORCHVISION, Labelled, read_digits, read_folder, read_npz, read_torchvision
-from gnnrl_gym.zoo.split import ImageSource, Split, augment
+from gnnrl_gym.checks import check_whole
+from gnnrl_gym.zoo.datasplits import DataSplits, assemble, normalisation_of
+from gnnrl_gym.zoo.normalisation import Values, check_normalisation
+from gnnrl_gym.zoo.readers import TORCHVISION, default_root, read_digits, read_folder, read_npz, read_torchvision
+from gnnrl_gym.zoo.split import Split, augment
 
 __all__ = ["DataSplits", "Split", "augment", "data_names", "load_data"]
 
-# Of ImageNet's training images; the published CIFAR networks were trained with them too.
-RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEFAULT_ROOT = Path.home() / ".cache" / "gnnrl_gym" / "data"
-SEARCH_SHARE = 0.1
+IMAGE_SIZE = 224  # of the images of a folder, what torchvision's networks take
 _DIGITS_TRAIN, _DIGITS_SEARCH = 1000, 397
 _UNFLIPPED = ("mnist", "svhn")  # a mirrored digit is no digit
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-@dataclass(frozen=True, eq=False)
-class DataSplits:
-    """A data set in three disjoint parts.
-
-    Attributes:
-        name: the name or path it was loaded by.
-        train: for fine-tuning and recalibration.
-        search: for the reward.
-        test: reported once at the end, never used to choose anything.
-        num_classes: labels are below it.
-        input_shape: (C, H, W) of one image.
-        flip: whether mirrored images are plausible, so that augmentation may make them.
-    """
-
-    name: str
-    train: Split
-    search: Split
-    test: Split
-    num_classes: int
-    input_shape: tuple[int, int, int]
-    flip: bool
 
 
 def data_names() -> list[str]:
@@ -59,40 +34,67 @@ def load_data(
     name_or_path: str | os.PathLike[str],
     seed: int = 0,
     *,
-    root: str | os.PathLike[str] = DEFAULT_ROOT,
+    root: str | os.PathLike[str] | None = None,
     download: bool = False,
-    image_size: int = 224,
+    image_size: int = IMAGE_SIZE,
+    mean: Values | None = None,
+    std: Values | None = None,
 ) -> DataSplits:
     """Loads a data set by name, or from a file or folder of one's own.
+
+    Images are handed out as ``(pixels / 255 - mean) / std``. Give the ``mean`` and ``std`` that the network was
+    trained with: with others its accuracy is worth nothing. ``mean=0, std=1`` leaves ``pixels / 255``.
 
     Args:
         name_or_path: ``digits`` (scikit-learn's 1797 8x8 images, always there), ``cifar10``, ``cifar100``,
             ``mnist``, ``fashion-mnist``, ``svhn``; a ``.npz`` with uint8 ``x_train``, ``x_test``
-            (``[N, H, W]`` or ``[N, H, W, C]``) and integer ``y_train``, ``y_test``; or a folder with a folder
-            per class in ``train/`` and in ``test/`` (or ``val/``, where there is no ``test/``).
+            (``[N, H, W]`` or ``[N, H, W, C]``) and integer ``y_train``, ``y_test`` (from 0), and perhaps ``mean``
+            and ``std``; or a folder with a folder per class in ``train/`` and in ``test/`` (or ``val/``, where
+            there is no ``test/``).
         seed: of the draw that sets a tenth of the training images apart for the search split. The three
             splits of ``digits`` are the same for all seeds, as its network ships trained on one of them.
-        root: where torchvision's data sets lie.
+        root: where torchvision's data sets lie; None: in the package's cache folder.
         download: whether torchvision may fetch what is not there.
         image_size: height and width that a folder's images are brought to.
+        mean, std: of each channel, or one number for all, on the scale [0, 1]; they go before those of a ``.npz``.
+            None: in colour ImageNet's, (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225); else the train split's own.
 
     Raises:
-        ValueError: for an unknown name, or data of another form than above.
+        ValueError: for an unknown name, or data, ``mean`` or ``std`` of another form than above.
         FileNotFoundError: if the file, the folder or the downloaded data is not there.
     """
-    name = os.fspath(name_or_path)
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise ValueError(_no_data(name_or_path))
+    check_whole(1, image_size=image_size)
+    check_normalisation(mean, std)
+    name, given = os.fspath(name_or_path), (mean, std)
     if name == "digits":
-        return _load_digits()
+        return _load_digits(given)
     if name in TORCHVISION:
-        return _assemble(name, *read_torchvision(name, Path(root), download), seed, name not in _UNFLIPPED)
+        place = default_root() if root is None else Path(root)
+        return assemble(name, *read_torchvision(name, place, download), seed, name not in _UNFLIPPED, given)
     path = Path(name)
     if path.is_dir():
-        return _assemble(name, *read_folder(path, image_size), seed, flip=True)
+        return assemble(name, *read_folder(path, image_size), seed, True, given)
     if path.is_file() and path.suffix == ".npz":
-        train, test = read_npz(path)
-        # In colour it may be anything, and most things have mirror images; in grey it is digits or letters.
-        return _assemble(name, train, test, seed, flip=train.images.shape[0] == 3)
+        return _load_npz(name, seed, given)
     raise _nothing_there(name, path)
+
+
+def _no_data(given: object) -> str:
+    return (
+        f"data is a name ({', '.join(data_names())}), the path of a .npz file or of an image folder, or DataSplits; "
+        f"got a {type(given).__name__}. Arrays or tensors of your own: "
+        "data=gnnrl_gym.zoo.DataSplits.of(x_train, y_train, x_test, y_test)"
+    )
+
+
+def _load_npz(name: str, seed: int, given: tuple[Any, Any]) -> DataSplits:
+    train, test, own = read_npz(Path(name))
+    try:
+        return assemble(name, train, test, seed, None, given if given[0] is not None else own)
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}") from error
 
 
 def _nothing_there(name: str, path: Path) -> Exception:
@@ -104,10 +106,10 @@ def _nothing_there(name: str, path: Path) -> Exception:
     return ValueError(f"no data set is named {name!r}, nor is there such a path; near it: {', '.join(near)}")
 
 
-def _load_digits() -> DataSplits:
+def _load_digits(given: tuple[Any, Any]) -> DataSplits:
     whole = read_digits()
     train, search, test = _stratified(whole.labels, _DIGITS_TRAIN, _DIGITS_SEARCH)
-    split = Split(*whole, *_normalisation(whole.images, train))
+    split = Split(*whole, *normalisation_of(whole.images, train, given))
     return DataSplits(
         "digits",
         split.select(train),
@@ -127,41 +129,3 @@ def _stratified(labels: Tensor, first: int, second: int) -> list[Tensor]:
         part, rest = train_test_split(rest, train_size=size, stratify=labels[rest], random_state=0)
         parts.append(torch.from_numpy(part))
     return [*parts, torch.from_numpy(rest)]
-
-
-def _assemble(name: str, training: Labelled, test: Labelled, seed: int, flip: bool) -> DataSplits:
-    train, search = _search_split(len(training.labels), seed)
-    normalisation = _normalisation(training.images, train)
-    whole = Split(*training, *normalisation)
-    return DataSplits(
-        name,
-        whole.select(train),
-        whole.select(search),
-        Split(*test, *normalisation),
-        num_classes=int(training.labels.max()) + 1,
-        input_shape=training.images.shape,
-        flip=flip,
-    )
-
-
-def _search_split(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices that stay for training, and those set apart for the search."""
-    if n < 2:
-        raise ValueError("at least 2 training images are needed: one to train on, one to search with")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    size = max(1, round(SEARCH_SHARE * n))
-    return order[size:], order[:size]
-
-
-def _normalisation(images: ImageSource, train: Tensor) -> Normalisation:
-    """Mean and standard deviation by channel: the usual constants in colour, else the train split's own."""
-    if images.shape[0] == 3:
-        return RGB_MEAN, RGB_STD
-    # By counting grey levels: exact, and no float copy of all images.
-    channels = images.read(train).unbind(1)
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels]).double()
-    shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
-    mean = shares @ levels
-    std = (shares @ levels.square() - mean.square()).clamp(min=0).sqrt()
-    std[std == 0] = 1.0  # a constant channel says nothing; leave its scale
-    return tuple(mean.tolist()), tuple(std.tolist())

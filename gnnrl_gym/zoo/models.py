@@ -13,7 +13,7 @@ from torch import nn
 
 from gnnrl_gym.zoo.early import EARLY
 from gnnrl_gym.zoo.resnet import CifarResNet
-from gnnrl_gym.zoo.state_dicts import load_into, read_state_dict
+from gnnrl_gym.zoo.state_dicts import load_into, mend_of_classes, read_state_dict
 
 DIGITS = "digits-resnet"
 DIGITS_WEIGHTS = Path(__file__).parent / "weights" / "digits_resnet.pt"
@@ -135,8 +135,7 @@ def _download(name: str, entry: Any, num_classes: int | None) -> nn.Module:
     classes = len(entry.meta["categories"])
     if num_classes not in (None, classes):
         raise ValueError(
-            f"weights {entry.name} of {name} are for {classes} classes, not {num_classes}; "
-            f"pass num_classes={classes}, or weights='random'"
+            f"weights {entry.name} of {name} are for {classes} classes, not {num_classes}; {mend_of_classes(classes)}"
         )
     try:
         model = torchvision.models.get_model(name, weights=entry)

@@ -1,24 +1,25 @@
 """Readers of data: a .npz file, a folder of class folders, torchvision's sets, scikit-learn's digits.
 
-Each checks what it finds and returns ``(train, test)``, both as labelled images.
+Each checks what it finds and returns ``(train, test)``, both as labelled images; a .npz may hold more.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
-from torch import Tensor
 
-from gnnrl_gym.zoo.split import FileImages, ImageSource, MemoryImages
+from gnnrl_gym.files import cache_folder
+from gnnrl_gym.zoo.arrays import KEYS, Labelled, labelled
+from gnnrl_gym.zoo.normalisation import check_normalisation
+from gnnrl_gym.zoo.split import FileImages, MemoryImages
 
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
-_MOST_CLASSES = 1_000_000  # the last layer has a row for each: a label that is no label would fill all memory
+_NORMALISATION = ("mean", "std")
 
 TORCHVISION: dict[str, Any] = {
     "cifar10": torchvision.datasets.CIFAR10,
@@ -29,11 +30,9 @@ TORCHVISION: dict[str, Any] = {
 }
 
 
-class Labelled(NamedTuple):
-    """Images and their labels (int64 ``[N]``)."""
-
-    images: ImageSource
-    labels: Tensor
+def default_root() -> Path:
+    """Where torchvision's data sets lie unless told otherwise."""
+    return cache_folder() / "data"
 
 
 def read_digits() -> Labelled:
@@ -45,23 +44,23 @@ def read_digits() -> Labelled:
     )
 
 
-def read_npz(path: Path) -> tuple[Labelled, Labelled]:
-    """Reads ``x_train, y_train, x_test, y_test`` from a .npz file.
+def read_npz(path: Path) -> tuple[Labelled, Labelled, tuple[Any, Any]]:
+    """Reads ``x_train, y_train, x_test, y_test`` from a .npz file, and ``mean, std``, each None where it has none.
 
     Raises:
-        ValueError: if the file is broken, lacks one of them, or one is not of the form that it must have.
+        ValueError: if the file is broken, lacks one of the four, or one is not of the form that it must have.
     """
     try:
         arrays = _arrays(path)
     except Exception as error:  # zip, zlib, lzma and numpy each have errors of their own for broken files
-        # numpy's own words would advise to load the objects
-        reason = "it holds Python objects, which were not loaded" if "pickle" in str(error) else error
-        raise ValueError(f"{str(path)!r} is not a .npz file that can be read ({reason})") from error
-    missing = [key for key in _KEYS if key not in arrays]
+        raise ValueError(f"{str(path)!r} is not a .npz file that can be read ({_reason(path, error)})") from error
+    missing = [key for key in KEYS if key not in arrays]
     if missing:
-        raise ValueError(f"{str(path)!r} has no {', '.join(missing)}; it must have {', '.join(_KEYS)}")
+        raise ValueError(f"{str(path)!r} has no {', '.join(missing)}; it must have {', '.join(KEYS)}")
     try:
-        return _checked(arrays)
+        mean, std = (arrays.get(key) for key in _NORMALISATION)
+        check_normalisation(mean, std)
+        return *labelled(arrays), (mean, std)
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
 
@@ -71,7 +70,19 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise ValueError("it holds a single array")
     with file:
-        return {key: file[key] for key in _KEYS if key in file}
+        return {key: file[key] for key in (*KEYS, *_NORMALISATION) if key in file}
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why numpy could not read it, without numpy's advice to load objects."""
+    if "pickle" not in str(error):
+        return str(error)
+    with path.open("rb") as file:
+        start = file.read(2)
+    # numpy takes whatever is no archive and no array for a pickle; a pickle starts with byte 0x80
+    if start.startswith((b"PK", b"\x80", b"\x93N")):
+        return "it holds Python objects, which were not loaded"
+    return "it is no archive: write one with np.savez"
 
 
 def read_torchvision(name: str, root: Path, download: bool) -> tuple[Labelled, Labelled]:
@@ -84,14 +95,21 @@ def read_torchvision(name: str, root: Path, download: bool) -> tuple[Labelled, L
     try:
         sets = [TORCHVISION[name](root, download=download, **part) for part in parts]
     except (RuntimeError, OSError) as error:
-        mend = "is the network up?" if download else "pass download=True, or root= if it lies elsewhere"
+        mend = "is the network up?" if download else _how_to_get(name, root)
         raise FileNotFoundError(f"data set {name!r} is not in {str(root)!r} ({error}); {mend}") from error
     arrays = {}
     for part, data in zip(("train", "test"), sets, strict=True):
         x = np.asarray(data.data)
         arrays[f"x_{part}"] = x.transpose(0, 2, 3, 1) if name == "svhn" else x
         arrays[f"y_{part}"] = np.asarray(data.labels if name == "svhn" else data.targets)
-    return _checked(arrays)
+    return labelled(arrays)
+
+
+def _how_to_get(name: str, root: Path) -> str:
+    """A command, since neither the environments nor `gnnrl` download anything."""
+    place = "" if root == default_root() else f", root={str(root)!r}"
+    command = f"from gnnrl_gym.zoo import load_data; load_data({name!r}{place}, download=True)"
+    return f'download it once with: python -c "{command}"; if it lies elsewhere, data=load_data({name!r}, root=...)'
 
 
 def read_folder(path: Path, image_size: int) -> tuple[Labelled, Labelled]:
@@ -121,40 +139,3 @@ def _class_folders(path: Path, image_size: int) -> tuple[Labelled, list[str]]:
         raise ValueError(f"{str(path)!r} must have a folder of images for each class: {error}") from error
     paths, labels = zip(*folder.samples, strict=True)
     return Labelled(FileImages(tuple(map(Path, paths)), image_size), torch.tensor(labels)), folder.classes
-
-
-def _checked(arrays: dict[str, NDArray[Any]]) -> tuple[Labelled, Labelled]:
-    train, test = (Labelled(MemoryImages(_images(arrays, part)), _labels(arrays, part)) for part in ("train", "test"))
-    if train.images.shape != test.images.shape:
-        raise ValueError(
-            f"the images of x_train and x_test differ in shape (C, H, W): {train.images.shape} and {test.images.shape}"
-        )
-    if test.labels.max() > train.labels.max():
-        raise ValueError(f"y_test has the label {int(test.labels.max())}, y_train none above {int(train.labels.max())}")
-    return train, test
-
-
-def _images(arrays: dict[str, NDArray[Any]], part: str) -> Tensor:
-    """uint8 ``[N, H, W]`` or ``[N, H, W, C]`` as ``[N, C, H, W]``."""
-    array, key = arrays[f"x_{part}"], f"x_{part}"
-    if array.dtype != np.uint8:
-        raise ValueError(f"{key} must be uint8, got {array.dtype}")
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] > 4):
-        raise ValueError(f"{key} must be [N, H, W] or [N, H, W, C], C at most 4; got {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"{key} is empty: its shape is {array.shape}")
-    last = array[..., None] if array.ndim == 3 else array
-    return torch.from_numpy(np.ascontiguousarray(last.transpose(0, 3, 1, 2)))
-
-
-def _labels(arrays: dict[str, NDArray[Any]], part: str) -> Tensor:
-    images, labels, key = arrays[f"x_{part}"], arrays[f"y_{part}"], f"y_{part}"
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        raise ValueError(f"{key} must be integers of shape [N], got {labels.dtype} {labels.shape}")
-    if len(images) != len(labels):
-        raise ValueError(f"x_{part} has {len(images)} images, but {key} has {len(labels)} labels")
-    if labels.min() < 0:
-        raise ValueError(f"{key} has a negative label: {labels.min()}")
-    if labels.max() >= _MOST_CLASSES:
-        raise ValueError(f"{key} has the label {labels.max()}: number the classes from 0, below {_MOST_CLASSES:,}")
-    return torch.from_numpy(labels.astype(np.int64))

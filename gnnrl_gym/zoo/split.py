@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from gnnrl_gym.zoo.normalisation import by_channel
+
 
 class ImageSource(Protocol):
     """Images by index, as uint8 ``[n, C, H, W]``."""
@@ -35,9 +37,20 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class MemoryImages:
-    """Images in one uint8 tensor ``[N, C, H, W]``."""
+    """Images in one uint8 tensor ``[N, C, H, W]``.
+
+    Raises:
+        ValueError: for anything else.
+    """
 
     images: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images must be a uint8 tensor [N, C, H, W], got {_kind(self.images)}")
+
+    def __repr__(self) -> str:
+        return f"MemoryImages({len(self)} of shape {self.shape})"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,6 +87,9 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __repr__(self) -> str:
+        return f"FileImages({len(self)} of shape {self.shape})"
+
     def read(self, indices: Tensor) -> Tensor:
         if len(indices) == 0:
             return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
@@ -106,11 +122,11 @@ class Split:
     Attributes:
         images: where the images come from.
         labels: int64 ``[N]``.
-        mean: of each channel, on the scale [0, 1]; taken off each image.
+        mean: of each channel, or one number for all, on the scale [0, 1]; taken off each image.
         std: of each channel, on the same scale; each image is divided by it.
 
     Raises:
-        ValueError: if images and labels differ in number, or there are none.
+        ValueError: if images and labels differ in number, there are none, or one of the four is of another kind.
     """
 
     images: ImageSource
@@ -119,6 +135,15 @@ class Split:
     std: Sequence[float]
 
     def __post_init__(self) -> None:
+        if isinstance(self.images, (Tensor, np.ndarray)) or not hasattr(self.images, "read"):
+            raise ValueError(
+                f"images must be MemoryImages or FileImages, got {_kind(self.images)}; "
+                "DataSplits.of makes the splits of plain arrays"
+            )
+        if not isinstance(self.labels, Tensor) or self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+            raise ValueError(f"labels must be an int64 tensor [N], got {_kind(self.labels)}")
+        for name, values in zip(("mean", "std"), by_channel(self.mean, self.std, self.images.shape[0]), strict=True):
+            object.__setattr__(self, name, values)
         if len(self.images) != len(self.labels):
             raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
         if len(self.labels) == 0:
@@ -168,6 +193,12 @@ class Split:
         if n >= len(self):
             return self
         return self.select(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n])
+
+
+def _kind(value: Any) -> str:
+    """What something is, in few words: never all of an array."""
+    shaped = isinstance(value, (Tensor, np.ndarray))
+    return f"{value.dtype} {list(value.shape)}" if shaped else f"a {type(value).__name__}"
 
 
 def augment(x: Tensor, generator: torch.Generator, padding: int = 4, *, flip: bool = True) -> Tensor:

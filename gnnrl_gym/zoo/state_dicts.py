@@ -146,8 +146,17 @@ def _check_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], misfi
         classes = given[last].shape[0]
         raise ValueError(
             f"the weights in {source} are for {classes} classes, the network for {own[last].shape[0]}; "
-            f"pass num_classes={classes}, or other weights"
+            f"{mend_of_classes(classes)}"
         )
+
+
+def mend_of_classes(classes: int) -> str:
+    """What to do about weights for so many classes, where the network has another number of them."""
+    return (
+        f"pass num_classes={classes} to load_model; an environment has no such argument, since it builds a named "
+        "network for the classes of its data: give it data with as many, weights='random', or a module with a last "
+        "layer of your own"
+    )
 
 
 def _shapes(key: str, given: Tensor, own: Tensor) -> str:
