@@ -131,17 +131,25 @@ class MultiStageGNN(BaseFeaturesExtractor):
     Args:
         observation_space: the `Dict` of `gnnrl_gym.wrappers.PadGraph`.
         hidden: width `H` of every embedding.
-        levels: levels of the hierarchy, `PadGraph.levels`; above 1 the first columns of the node
-            features are the one-hot level.
+        levels: levels of the hierarchy; above 1 the first columns of the node features are the one-hot
+            level. Default: what the space of `PadGraph` says, 1 where it says nothing.
         rounds: rounds of message passing on each level.
+
+    Raises:
+        TypeError: the space is not that of `PadGraph`.
+        ValueError: `levels` is below 1, or more than there are node features.
     """
 
     def __init__(
-        self, observation_space: spaces.Dict, hidden: int = 64, levels: int = 1, rounds: int = 2
+        self, observation_space: spaces.Dict, hidden: int = 64, levels: int | None = None, rounds: int = 2
     ) -> None:
+        _check_padded(observation_space)
+        levels = int(getattr(observation_space, "levels", 1)) if levels is None else levels
         decisions, features, edge_features = (
             (observation_space[key].shape or (0,))[-1] for key in ("decision_mask", "nodes", "edges")
         )
+        if not 1 <= levels <= max(features, 1):
+            raise ValueError(f"levels={levels}, but its one-hot has to fit the node features' {features} columns.")
         super().__init__(observation_space, features_dim=(decisions + 1) * hidden)
         self.hidden, self.levels = hidden, levels
         self.stages = nn.ModuleList(
@@ -186,6 +194,13 @@ class MultiStageGNN(BaseFeaturesExtractor):
             if rank == max(self.levels - 2, 0):  # the top level
                 pooled = scatter(level, batch.graph[here], dim_size=graphs, reduce="mean")
         return x, pooled
+
+
+def _check_padded(space: spaces.Space[Any]) -> None:
+    if not isinstance(space, spaces.Dict) or not {"nodes", "edges", "decision_mask"} <= set(space.spaces):
+        raise TypeError(
+            f"The graph policies read padded graphs: wrap the environment with agents.make_sb3_env. Got {space}."
+        )
 
 
 def split_features(features: Tensor, hidden: int) -> tuple[Tensor, Tensor]:

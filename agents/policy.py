@@ -16,6 +16,8 @@ from agents.gnn import MultiStageGNN, split_features
 
 Head = Literal["node", "pooled"]
 
+_OFF_POLICY = "GraphPolicy is for PPO and A2C: SAC takes agents.GraphSACPolicy, DDPG and TD3 agents.GraphTD3Policy."
+
 
 class MaskedGaussian(DiagGaussianDistribution):
     """A diagonal Gaussian in which the components of the padding have no share.
@@ -73,9 +75,9 @@ class GraphPolicy(ActorCriticPolicy):
     """Policy for PPO and A2C on the observations of `gnnrl_gym.wrappers.PadGraph`.
 
     Example:
-        >>> env = make_sb3_env(gym.make("GNNRL-Prune-v0"))
-        >>> levels = env.get_wrapper_attr("levels")
-        >>> PPO(GraphPolicy, env, policy_kwargs={"features_extractor_kwargs": {"levels": levels}})
+        >>> PPO(GraphPolicy, make_sb3_env(gym.make("GNNRL-Prune-v0")))
+
+    The off-policy algorithms have policies of their own, `GraphTD3Policy` (DDPG, TD3) and `GraphSACPolicy`.
 
     Args:
         head: "node": one network, shared by all decision nodes, maps a node's embedding and that of the
@@ -91,6 +93,7 @@ class GraphPolicy(ActorCriticPolicy):
 
     Raises:
         ValueError: an unknown `head`, or `node_bias` with the pooled one.
+        TypeError: other observations than those of `PadGraph`.
     """
 
     def __init__(
@@ -107,6 +110,8 @@ class GraphPolicy(ActorCriticPolicy):
         initial_mean: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        if "n_critics" in kwargs:  # DDPG's
+            raise TypeError(_OFF_POLICY)
         if head not in ("node", "pooled") or (node_bias and head == "pooled"):
             wanted = "head must be 'node' or 'pooled', and node_bias needs 'node'"
             raise ValueError(f"{wanted}; got {head=}, {node_bias=}")
@@ -123,6 +128,11 @@ class GraphPolicy(ActorCriticPolicy):
             features_extractor_class=features_extractor_class,
             **kwargs,
         )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "actor":  # what an off-policy algorithm asks a policy for first
+            raise AttributeError(_OFF_POLICY)
+        return super().__getattr__(name)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         """Actions [B, D], values [B, 1] and log densities [B]."""

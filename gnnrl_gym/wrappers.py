@@ -14,6 +14,19 @@ from numpy.typing import NDArray
 Padded = dict[str, Any]
 
 
+class PaddedGraphSpace(spaces.Dict):
+    """The space of padded graphs: a `Dict` that also says how many levels their hierarchy has.
+
+    It goes with the space into copies, pickles and saved agents, so that what reads the graphs need not be told.
+    """
+
+    levels: int = 1
+
+    def __init__(self, boxes: dict[str, spaces.Space[Any]], levels: int = 1) -> None:
+        super().__init__(boxes)
+        self.levels = levels
+
+
 # `Any`, because Gymnasium annotates the wrapped environment with the types of the wrapper.
 class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Turn a `spaces.Graph` observation into a `spaces.Dict` of arrays of one fixed size.
@@ -65,7 +78,7 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             self, max_nodes=sizes[0], max_edges=sizes[1], max_decisions=sizes[2]
         )
         super().__init__(env)
-        self.observation_space = _padded_space(graph, *sizes)
+        self.observation_space = _padded_space(graph, *sizes, self.levels)
         self.action_space = _padded_action_space(action, self.max_decisions)
 
     @property
@@ -151,8 +164,8 @@ def _maxima(
     return int(nodes), max(int(edges), 1), int(decisions)  # a Box of no rows is refused by most libraries
 
 
-def _padded_space(graph: spaces.Graph, nodes: int, edges: int, decisions: int) -> spaces.Dict:
-    return spaces.Dict(
+def _padded_space(graph: spaces.Graph, nodes: int, edges: int, decisions: int, levels: int) -> PaddedGraphSpace:
+    return PaddedGraphSpace(
         {
             "nodes": _rows(graph.node_space, nodes),
             "edges": _rows(graph.edge_space, edges),
@@ -160,7 +173,8 @@ def _padded_space(graph: spaces.Graph, nodes: int, edges: int, decisions: int) -
             "node_mask": spaces.Box(0, 1, (nodes,), np.int8),
             "edge_mask": spaces.Box(0, 1, (edges,), np.int8),
             "decision_mask": spaces.Box(0, 1, (decisions,), np.int8),
-        }
+        },
+        levels,
     )
 
 

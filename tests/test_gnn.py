@@ -242,3 +242,27 @@ def test_edge_convolutions_are_those_of_torch_geometric(nodes: int, edges: int, 
         gradients = torch.autograd.grad(outputs.square().sum(), [*inputs, *parameters], allow_unused=True)
         found.append((outputs, *(x for x in gradients if x is not None)))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@LEVELS
+def test_levels_are_read_off_the_space(levels: int) -> None:
+    env = padded_env(levels)
+    assert isinstance(env.observation_space, spaces.Dict)
+    assert MultiStageGNN(env.observation_space).levels == levels
+    assert MultiStageGNN(env.observation_space, levels=1).levels == 1
+    plain = spaces.Dict(dict(env.observation_space.spaces))  # of another wrapper, say
+    assert MultiStageGNN(plain).levels == 1
+
+
+@pytest.mark.parametrize("levels", [-1, 0, 9])
+def test_levels_have_to_fit_the_node_features(levels: int) -> None:
+    space = padded_env(5).observation_space  # 8 node features
+    assert isinstance(space, spaces.Dict)
+    with pytest.raises(ValueError, match=f"levels={levels}.*8 columns"):
+        MultiStageGNN(space, levels=levels)
+
+
+@pytest.mark.parametrize("space", [spaces.Box(0, 1, (3,)), spaces.Dict({"nodes": spaces.Box(0, 1, (3, 2))})])
+def test_unpadded_observations_name_the_wrapper(space: Any) -> None:
+    with pytest.raises(TypeError, match="make_sb3_env"):
+        MultiStageGNN(space)

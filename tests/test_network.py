@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -254,3 +256,31 @@ def test_random_importance_is_seeded_and_has_its_own_order() -> None:
 def test_wrong_importance_raises(kind: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PrunableNetwork(planted(), images(1, 3, 8, 8), kind)
+
+
+class _Flat(nn.Module):
+    """A number of channels stands in the forward; `how` flattens, an image of 4x4 pixels and 6 channels."""
+
+    def __init__(self, how: Any) -> None:
+        super().__init__()
+        self.conv, self.next, self.head = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.Linear(96, 3)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.how(self.next(self.conv(x))))
+
+
+def test_a_number_in_the_forward_names_the_network_and_the_mend() -> None:
+    x = images(2, 1, 4, 4)
+    with pytest.warns(UserWarning, match=r"The forward of _Flat \(.*x\.flatten\(1\)"):
+        held = PrunableNetwork(_Flat(lambda x: x.view(-1, 96)), x)
+    mended = PrunableNetwork(_Flat(lambda x: x.flatten(1)), x)
+    assert len(mended.widths) == len(held.widths) + 1
+
+
+def test_parts_of_the_package_come_when_they_are_asked_for() -> None:
+    code = (
+        "import sys, gnnrl_gym; assert 'gnnrl_gym.export' not in sys.modules; gnnrl_gym.export.export_onnx; "
+        "gnnrl_gym.wrappers.PadGraph; gnnrl_gym.zoo.load_data; assert not hasattr(gnnrl_gym, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

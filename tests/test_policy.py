@@ -9,12 +9,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from toy_env import ToyGraphEnv
 
-from agents import GraphPolicy
+from agents import GraphPolicy, GraphSACPolicy, GraphTD3Policy, MultiStageGNN
 from agents.policy import Head
 from agents.sb3 import make_sb3_env
 
@@ -209,3 +209,33 @@ def test_the_gpu_gives_the_actions_of_the_cpu() -> None:
     there = {key: value.cuda() for key, value in observations.items()}
     actual = graph_policy(model).cuda().get_distribution(there).mode()
     torch.testing.assert_close(actual.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+@LEVELS
+def test_levels_come_with_the_environment_and_into_files(levels: int, tmp_path: Path) -> None:
+    env = DummyVecEnv([lambda: make_env(levels)])
+    model, told = (
+        PPO(GraphPolicy, env, n_steps=8, batch_size=8, seed=0, device="cpu", policy_kwargs=kwargs)
+        for kwargs in ({}, {"features_extractor_kwargs": {"levels": levels}})
+    )
+    assert_same_state(model, told)  # as when they are given, draws too
+    model.save(tmp_path / "ppo")
+    graph_policy(model).save(str(tmp_path / "policy"))
+    loaded = [graph_policy(PPO.load(tmp_path / "ppo", env=env)) for env in (None, make_env(levels))]
+    for policy in (graph_policy(model), *loaded, GraphPolicy.load(str(tmp_path / "policy"))):
+        assert isinstance(policy.features_extractor, MultiStageGNN)
+        assert policy.features_extractor.levels == levels == len(policy.features_extractor.stages)
+
+
+def assert_same_state(one: PPO, other: PPO) -> None:
+    states = one.policy.state_dict(), other.policy.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG])
+def test_off_policy_algorithms_are_sent_to_their_own_policy(algorithm: Any) -> None:
+    with pytest.raises((AttributeError, TypeError), match=r"for PPO and A2C: SAC .*GraphSACPolicy.*GraphTD3Policy"):
+        algorithm(GraphPolicy, make_env(), buffer_size=10)
+    own = GraphSACPolicy if algorithm is SAC else GraphTD3Policy
+    assert algorithm(own, make_env(5), buffer_size=10).actor.features_extractor.levels == 5

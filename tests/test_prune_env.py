@@ -431,3 +431,22 @@ def test_step_without_evaluation_is_quick() -> None:
         inner.step(action)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.02  # 2 ms, with room for a busy machine
+
+
+def test_plans_may_be_lists(digits_env: gym.Env[Any, Any]) -> None:
+    env: Any = digits_env.unwrapped
+    plan = env.network.widths // 2
+    assert env.evaluate(plan.tolist()) == env.evaluate(plan)
+    assert env.cost_ratio(plan.tolist()) == env.cost_ratio(plan)
+    assert env.within_budget(plan.tolist()) == env.within_budget(plan)
+    assert [p.shape for p in env.slim(plan.tolist()).parameters()] == [p.shape for p in env.slim(plan).parameters()]
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [0.5] * 9, [[4] * 9] * 2, [0] * 9, "half"])
+def test_what_is_no_plan_is_refused_and_not_counted(digits_env: gym.Env[Any, Any], wrong: Any) -> None:
+    env: Any = digits_env.unwrapped
+    before = env.evaluations
+    for ask in (env.evaluate, env.slim, env.cost_ratio, env.within_budget):
+        with pytest.raises(ValueError, match=r"plan|Width"):
+            ask(wrong)
+    assert env.evaluations == before

@@ -98,3 +98,12 @@ def test_bfloat16_scores_are_close_and_slims_stay_float32() -> None:
     assert abs(scores[0] - scores[1]) < 0.05
     with pytest.raises(ValueError, match="precision"):
         gym.make("GNNRL-Prune-v0", precision="half")
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (4, 9), (3, 8), (27,)])
+def test_actions_of_another_shape_are_refused(vector: PruneVectorEnv, shape: tuple[int, ...]) -> None:
+    vector.reset(seed=0)
+    before = vector.evaluations
+    with pytest.raises(ValueError, match=r"\[K=3, A=9\]"):
+        vector.step(np.ones(shape, np.float32))
+    assert vector.evaluations == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.spaces import GraphInstance
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from toy_env import ToyGraphEnv
 
 from agents.sb3 import make_sb3_env
@@ -174,3 +176,11 @@ def test_copies_give_the_same_observations() -> None:
 def rebuild(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     assert env.spec is not None
     return gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+
+
+@pytest.mark.parametrize("levels", [1, 5])
+def test_the_space_says_how_many_levels_there_are(levels: int) -> None:
+    space: Any = make_sb3_env(ToyGraphEnv(levels), **SIZES).observation_space
+    vector: Any = VecMonitor(DummyVecEnv([lambda: make_sb3_env(ToyGraphEnv(levels), **SIZES)]))
+    for other in (space, copy.deepcopy(space), pickle.loads(pickle.dumps(space)), vector.observation_space):
+        assert other.levels == levels and other == space

@@ -21,7 +21,7 @@ from gnnrl_gym.evaluation.objectives import OBJECTIVES, ObjectiveEvaluator, prox
 from gnnrl_gym.evaluation.training import recipe_for
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.importance import IMPORTANCES
-from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.network import Plans, PrunableNetwork
 from gnnrl_gym.pruning.sparsity import CHANNELS, Granularity, make_network
 from gnnrl_gym.zoo import DataSplits, load_model
 from gnnrl_gym.zoo.models import DIGITS
@@ -233,24 +233,29 @@ class PruneEnv(NetworkEnv, EzPickle):
 
     # ---- what searchers use -----------------------------------------------------------------------------------
 
-    def cost_ratio(self, widths: Ints | None = None) -> float:
+    def cost_ratio(self, widths: Plans | None = None) -> float:
         """Share of the dense cost, by the budget's metric, of a plan [A] (default: the present one).
 
         Of several metrics the one whose budget is used up most.
         """
-        plan = self.widths if widths is None else widths
+        plan = self._one_plan(widths)
         worst = max(self.budgets, key=lambda metric: self.meter.ratio(metric, plan) / self.budgets[metric])
         return self.meter.ratio(worst, plan)
 
-    def within_budget(self, widths: Ints | None = None) -> bool:
+    def within_budget(self, widths: Plans | None = None) -> bool:
         """Whether a plan [A] (default: the present one) meets all budgets."""
-        plan = self.widths if widths is None else widths
+        plan = self._one_plan(widths)
         return all(self.meter.ratio(metric, plan) <= budget for metric, budget in self.budgets.items())
 
-    def evaluate(self, widths: Ints) -> float:
-        """One evaluation: the recalibrated search accuracy in [0, 1] of a plan [A]."""
+    def evaluate(self, widths: Plans) -> float:
+        """One evaluation: the recalibrated search accuracy in [0, 1] of a plan [A].
+
+        Raises:
+            ValueError: no plan, here and wherever one is given; nothing is counted then.
+        """
+        plan = self._one_plan(widths)
         self._episode_evaluations += 1
-        self._accuracy = self.evaluator.score(widths)
+        self._accuracy = self.evaluator.score(plan)
         return self._accuracy
 
     def slots(self, count: int) -> list[PruneEnv]:
@@ -265,9 +270,9 @@ class PruneEnv(NetworkEnv, EzPickle):
         widths = self._shrink(self._checked(action))[1]
         return widths if self.within_budget(widths) else None
 
-    def slim(self, widths: Ints | None = None) -> nn.Module:
+    def slim(self, widths: Plans | None = None) -> nn.Module:
         """The recalibrated pruned network of a plan [A] (default: the present one)."""
-        return self.evaluator.build(self.widths if widths is None else widths)
+        return self.evaluator.build(self._one_plan(widths))
 
     # ---- inside -----------------------------------------------------------------------------------------------
 
@@ -276,6 +281,10 @@ class PruneEnv(NetworkEnv, EzPickle):
         self._share = np.ones(len(self.widths))
         self._accuracy, self._episode_evaluations = NOT_SCORED, 0
         self._steps = None
+
+    def _one_plan(self, widths: Plans | None) -> Ints:
+        """A plan as it is given, a list say, as an array [A]; None: the present one."""
+        return self.widths if widths is None else self.network.checked_one(widths)
 
     def _limits(self) -> Mapping[str, float]:
         return self.budgets

@@ -39,9 +39,17 @@ class PruneVectorEnv(SyncVectorEnv):
         return self.evaluator.evaluations
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step every slot with its row of `actions` [K, A]."""
+        """Step every slot with its row of `actions` [K, A].
+
+        Raises:
+            ValueError: actions of another shape.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            wanted = f"[K={self.num_envs}, A={(self.single_action_space.shape or (0,))[0]}]"
+            raise ValueError(f"The actions must have shape {wanted}, a row for each slot, got {actions.shape}.")
         running = np.flatnonzero(~self._autoreset_envs)  # the others are reset in this step
-        prefetch([self.envs[slot].unwrapped for slot in running], np.asarray(actions)[running])
+        prefetch([self.envs[slot].unwrapped for slot in running], actions[running])
         return super().step(actions)
 
 

@@ -80,7 +80,8 @@ def _check_shapes(model: nn.Module, graph: fx.Graph) -> None:
             if isinstance(value, Tensor) and not all(isinstance(size, int) for size in value.shape):
                 raise UnsupportedOperation(
                     f"{type(model).__name__} makes a tensor whose shape depends on the data: {node.target} in "
-                    f"'{module_path(node)}' ({source_line(node)}). Replace the selection by a mask or torch.where."
+                    f"{named_module(model, node)} ({source_line(node)}). Replace the selection by a mask or "
+                    "torch.where."
                 )
 
 
@@ -158,6 +159,12 @@ def module_path(node: fx.Node) -> str:
     stack = list(node.meta.get("nn_module_stack", {}).values())
     # a module that is called again has "@1", "@2" behind its name
     return re.sub(r"@\d+", "", stack[-1][0]) if stack else ""
+
+
+def named_module(model: nn.Module, node: fx.Node) -> str:
+    """The innermost module that `node` belongs to, for messages: its quoted name; the network itself by its class."""
+    path = module_path(node)
+    return f"'{path}'" if path else type(model).__name__
 
 
 def source_line(node: fx.Node) -> str:

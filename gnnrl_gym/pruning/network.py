@@ -18,7 +18,7 @@ from gnnrl_gym.graph.channels import operator_name, propagate
 from gnnrl_gym.graph.features import GraphBuilder
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
 from gnnrl_gym.graph.hierarchy import find_hierarchy
-from gnnrl_gym.graph.trace import module_path, source_line, trace
+from gnnrl_gym.graph.trace import module_path, named_module, shape_of, source_line, trace
 from gnnrl_gym.pruning.attributes import Attributes, choices, matching_attributes
 from gnnrl_gym.pruning.cost import macs_cost, params_cost
 from gnnrl_gym.pruning.importance import Batch, importance_scores
@@ -151,13 +151,13 @@ class PrunableNetwork:
         The columns are `gnnrl_gym.graph.features.NODE_FEATURES` and `EDGE_FEATURES`; the first A nodes are the
         channel groups. `budget` is shown in the last node feature.
         """
-        return self.graph_builder.build(self._one_plan(widths), budget)
+        return self.graph_builder.build(self.checked_one(widths), budget)
 
     # ---- the pruned network -----------------------------------------------------------------------------------
 
     def kept(self, widths: Plans) -> npt.NDArray[np.bool_]:
         """Which units a plan [A] keeps: the most important ones of every group, bool [U]."""
-        return np.asarray(self._rank < self._one_plan(widths)[self.groups.group_of])
+        return np.asarray(self._rank < self.checked_one(widths)[self.groups.group_of])
 
     def slim(self, widths: Plans) -> nn.Module:
         """The physically smaller network, same class as the original."""
@@ -175,7 +175,8 @@ class PrunableNetwork:
         """
         return self._plan(widths)
 
-    def _one_plan(self, widths: Plans) -> Ints:
+    def checked_one(self, widths: Plans) -> Ints:
+        """`widths` as one plan, an array int64 [A]; errors as in `checked`."""
         plan = self._plan(widths)
         if plan.ndim != 1:
             raise ValueError(f"One plan [A={len(self.widths)}] at a time, got shape {plan.shape}.")
@@ -252,10 +253,11 @@ class PrunableNetwork:
 
     def _name_broken(self, broken: list[int], sites: list[Any]) -> None:
         guilty = [node for node in sites if set(self._touching([node])) & set(broken)]
-        for path, line in dict.fromkeys((module_path(node), source_line(node)) for node in guilty):
+        places = {(named_module(self.model, node), source_line(node)): _mend(node) for node in guilty}
+        for (where, line), mend in places.items():
             warnings.warn(
-                f"The forward of '{path}' ({line}) holds a number of channels that can't be updated: the groups that "
-                "touch it are frozen.",
+                f"The forward of {where} ({line}) holds a number of channels that can't be updated: the groups that "
+                f"touch it are frozen. {mend}",
                 stacklevel=4,
             )
 
@@ -297,6 +299,13 @@ def _rebuild(
     network._order_by(importance)
     network.graph_builder.static = static  # holds the measured sensitivity
     return network
+
+
+def _mend(site: Any) -> str:
+    """What to write instead of a literal in a forward."""
+    if operator_name(site) in ("view", "reshape") and len(shape_of(site)) == 2:
+        return "To free them, write x.flatten(1)."
+    return "To free them, take the number from a shape, such as x.shape[1], instead of writing it down."
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -236,7 +236,7 @@ class SparseNetwork(PrunableNetwork):
 
     def kept(self, widths: Plans) -> Kept:
         """Which units a plan [A] leaves as they are: the largest of every layer, bool [U]."""
-        return np.concatenate([r < width for r, width in zip(self._ranks, self._one_plan(widths), strict=True)])
+        return np.concatenate([r < width for r, width in zip(self._ranks, self.checked_one(widths), strict=True)])
 
     def zeros_held(self, module: nn.Module, kept: Kept) -> contextlib.AbstractContextManager[None]:
         """``with network.zeros_held(module, network.kept(plan)): finetune(module, ...)``; see `WeightMasker`."""

@@ -1,0 +1,55 @@
+"""The pages' own code: every Python block of README.md and docs/custom-graphs.md runs, with fewer steps."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from gnnrl_gym.zoo.data import data_names
+
+ROOT = Path(__file__).parents[1]
+# what takes the time, and what a test can do with
+SHORTER = {r"evaluations=\d+": "evaluations=12", r"epochs=\d+": "epochs=1", r"\.learn\([\d_]+\)": ".learn(128)"}
+
+
+def run_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the names of a page stand for once its Python blocks have run, one after the other, in an empty folder."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    code = "\n".join(blocks)
+    for long, short in SHORTER.items():
+        code = re.sub(long, short, code)
+    script = folder / "page.py"
+    script.write_text(code)
+    monkeypatch.chdir(folder)
+    torch.manual_seed(0)
+    return runpy.run_path(str(script))
+
+
+def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_page("README.md", tmp_path, monkeypatch)
+    result = names["result"]
+    assert result.evaluations == 12 and 0 < result.macs_ratio <= 0.5
+    assert result.finetuned_accuracy > 0.5
+    assert names["net"].params(names["half"]) < names["net"].params(names["net"].widths)
+    assert (tmp_path / "small.pt2").is_file()
+
+
+def test_custom_graphs_run_and_keep_gymnasiums_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_page("docs/custom-graphs.md", tmp_path, monkeypatch)
+    assert names["agent"].num_timesteps == 128
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(no_spec|spec|render).*")
+        check_env(names["MatchNeighbours"](), skip_render_check=True)
+
+
+def test_the_readme_names_what_data_there_are() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in data_names() if f"`{name}`" not in text] == []
