@@ -23,6 +23,7 @@ from agents.results import ASKED_OF, SearchResult, common_keys, environment_reco
 from agents.run_folder import begun
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.mask import MaskEnv
+from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.evaluation.training import Recipe
 from gnnrl_gym.pruning.masks import same_counts, widths_of
@@ -131,7 +132,8 @@ def search_mask(
         mask_env.evaluator.remember(line["mask"], line["search_accuracy"])
     recorder = PlanRecorder(env, evaluations, folder, progress)
     try:
-        with contextlib.suppress(EvaluationsExhausted), fitting_threads(mask_env.network):
+        threads, same = fitting_threads(mask_env.network), deterministic(mask_env.device)
+        with contextlib.suppress(EvaluationsExhausted), threads, same:
             METHODS[method](recorder, seed, folder, **settings)
     finally:
         recorder.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from torch import nn
 
 from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
 from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record
@@ -20,6 +21,7 @@ from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.budget import in_words
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import save_slim
 
@@ -67,12 +69,14 @@ def search(
     with begun(out, asked, resume, ASKED) as folder:
         start = time.perf_counter()
         recorder, interrupted = _searched(env, prune, method, evaluations, seed, folder, progress, settings)
+        seconds = time.perf_counter() - start
         assert recorder.best is not None
-        result = _result(prune, recorder, method, seed, time.perf_counter() - start)
+        slim = prune.slim(recorder.best)  # once: what is kept is what was tested
+        result = _result(prune, recorder, method, seed, seconds, slim)
     result.interrupted = interrupted
     if folder:
         result.out = str(folder)
-        save_slim(result.weights_file, prune.network, recorder.best, prune.slim(recorder.best))
+        save_slim(result.weights_file, prune.network, recorder.best, slim)
         result.save(folder)
     return result
 
@@ -105,7 +109,7 @@ def _searched(
         prune.evaluator.remember(np.array(line["widths"]), line["search_accuracy"])
     recorder, interrupted = PlanRecorder(env, evaluations, folder, progress), False
     try:
-        with contextlib.suppress(EvaluationsExhausted), fitting_threads(prune.network):
+        with contextlib.suppress(EvaluationsExhausted), fitting_threads(prune.network), deterministic(prune.device):
             SEARCHERS[method](recorder, seed, folder, **settings)
     except KeyboardInterrupt:
         if recorder.best is None:
@@ -127,7 +131,7 @@ def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -
     return prune
 
 
-def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, seconds: float) -> SearchResult:
+def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, seconds: float, slim: nn.Module) -> SearchResult:
     plan = recorder.best
     assert plan is not None
     names = ("landing", "max_steps", "floor", "round_to", "granularity", "search_images", "recalibration_images",
@@ -141,7 +145,7 @@ def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, secon
         seed=seed,
         evaluations=recorder.spent,
         search_accuracy=recorder.best_accuracy,
-        test_accuracy=accuracy(env.slim(plan), env.data.test),
+        test_accuracy=accuracy(slim, env.data.test),
         seconds=seconds,
         latency=env.meter.table.check(plan) if env.meter.table else None,
         settings=settings_record(env, *names),

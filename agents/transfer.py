@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents.results import versions, write_atomic
 from gnnrl_gym.envs.prune_many import PruneManyEnv
+from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.graph.features import EDGE_FEATURES, NODE_FEATURES
 
 GENERAL = "general"
@@ -50,7 +51,8 @@ def train_policy(
     settings = {**TRAINING, **settings}
     slots = settings.pop("slots", 10)
     agent = make_ppo(PruneVecEnv(recorder, slots), seed, str(inner.device), **settings)
-    learn(agent, recorder)
+    with deterministic(inner.device):
+        learn(agent, recorder)
     recorder.close()
     return agent
 

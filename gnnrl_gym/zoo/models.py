@@ -101,7 +101,7 @@ def _check_name(name: str) -> None:
 def _build(name: str, num_classes: int | None, seed: int) -> nn.Module:
     """The named network with random weights."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # a GPU's stays as it is
         if name == DIGITS:
             return CifarResNet(DIGITS_DEPTH, num_classes or 10, DIGITS_WIDTHS, in_channels=1)
         if name in EARLY:
