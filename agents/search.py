@@ -131,7 +131,9 @@ def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -
     return prune
 
 
-def _result(env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, seconds: float, slim: nn.Module) -> SearchResult:
+def _result(
+    env: PruneEnv, recorder: PlanRecorder, method: str, seed: int, seconds: float, slim: nn.Module
+) -> SearchResult:
     plan = recorder.best
     assert plan is not None
     names = ("landing", "max_steps", "floor", "round_to", "granularity", "search_images", "recalibration_images",
