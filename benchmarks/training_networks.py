@@ -80,8 +80,7 @@ def trained(name: str, data: DataSplits, folder: Path, epochs: int, images: int,
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval()
     some = DataSplits(**{**vars(data), "train": data.train.take(images, seed=seed)})
-    with torch.autocast("cpu", torch.bfloat16, enabled=not torch.cuda.is_available()):
-        finetune(model, some, epochs, learning_rate=0.1, seed=seed)
+    finetune(model, some, epochs, learning_rate=0.1, seed=seed)
     state: dict[str, Tensor] = model.state_dict()
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: torch.save(state, file))
