@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +166,9 @@ def table(record: dict[str, Any]) -> str:
         objective = job.objective if job.evaluations is None else ""
         rows.append([f"{job.sparsity:.0%}", job.method, objective, str(budget), str(len(runs)), *figures])
     text = markdown_table(header, rows)
-    missing = record["missing"]
-    return f"{text}\n\nNot measured yet: {', '.join(missing)}." if missing else text
+    missing = Counter(run.rpartition("-")[0] for run in record["missing"])
+    names = ", ".join(f"{job} ({count})" for job, count in missing.items())
+    return f"{text}\n\nNot measured yet, and how many seeds of it: {names}." if missing else text
 
 
 BENCHMARK = Benchmark(

@@ -317,7 +317,7 @@ def test_table_of_runs_that_are_finished() -> None:
     }  # fmt: skip
     text = early_pruning.table(record)
     assert "| 90% | annealing | untrained | 100 | 2 | 60.00 ± 0.00 | 97.50 ± 0.71 | 96.00 ± 0.00 |" in text
-    assert "Not measured yet: 0.9-snip-untrained-1-0" in text
+    assert "how many seeds of it: 0.9-snip-untrained-1 (1)." in text
 
 
 def test_benchmark_of_another_model_is_refused() -> None:
