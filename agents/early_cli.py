@@ -82,7 +82,8 @@ def _run(env: gym.Env[Any, Any], folder: Path, **asked: Any) -> None:
     try:
         _show(run_early(env, out=folder, progress=True, **asked))
     except KeyboardInterrupt:
-        say(f"Interrupted. To go on: gnnrl early --resume {folder}")
+        if folder.exists():  # nothing is left of a run that had not scored anything
+            say(f"Interrupted. To go on: gnnrl early --resume {folder}")
         raise
 
 

@@ -258,6 +258,16 @@ def test_command_line_goes_on_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.M
     assert replace(resumed, out=None, seconds=0.0) == replace(whole, out=None, seconds=0.0)
 
 
+def test_no_way_on_is_named_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.early.search_mask", killed)  # before the first evaluation
+    stopped = CliRunner().invoke(cli.app, ["early", "--device", "cpu", "--out", str(tmp_path / "run")])
+    assert stopped.exit_code == 130 and not (tmp_path / "run").exists()
+    assert "--resume" not in stopped.output
+
+
 MISTAKES = {
     "method": (("--method", "oracle"), "choose one of reinforce"),
     "evaluations": (("--evaluations", "0"), "evaluations"),
