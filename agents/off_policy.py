@@ -97,8 +97,6 @@ def make_off_policy(
     own: dict[str, Any] = {"ent_coef": ENTROPY} if stochastic else {}
     own |= {} if stochastic else {"action_noise": DecayingNoise(space.shape[0], max(evaluations, 1), seed)}
     policy = {**POLICY_KWARGS, **settings.pop("policy_kwargs", {})}
-    levels = {"levels": int(env.get_wrapper_attr("levels"))}
-    policy["features_extractor_kwargs"] = levels | policy.get("features_extractor_kwargs", {})
     return algorithm(
         GraphSACPolicy if stochastic else GraphTD3Policy, env, policy_kwargs=policy, seed=seed, device=device,
         buffer_size=min(evaluations, LARGEST_BUFFER), replay_buffer_class=EpisodeReplayBuffer,

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
 
 from agents.policy import GraphPolicy
 from agents.recorder import EvaluationsExhausted, PlanRecorder
@@ -76,18 +75,11 @@ def make_ppo(env: Any, seed: int = 0, device: str = "auto", tensorboard: Path | 
         settings: override `HYPERPARAMETERS`; `policy_kwargs` override `POLICY_KWARGS`.
     """
     policy = {**POLICY_KWARGS, **settings.pop("policy_kwargs", {})}
-    policy["features_extractor_kwargs"] = {"levels": _levels(env)} | policy.get(
-        "features_extractor_kwargs", {}
-    )
     log = str(tensorboard) if tensorboard else None
     return PPO(
         GraphPolicy, env, policy_kwargs=policy, seed=seed, device=device, tensorboard_log=log,
         **{**HYPERPARAMETERS, **settings},
     )  # fmt: skip
-
-
-def _levels(env: Any) -> int:
-    return int(env.get_attr("levels")[0] if isinstance(env, VecEnv) else env.get_wrapper_attr("levels"))
 
 
 def learn(agent: PPO, recorder: PlanRecorder, narrowing: bool = False) -> None:
