@@ -142,6 +142,7 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
             return
         line = {"evaluation": self.spent, "search_accuracy": accuracy, "is_success": bool(info["is_success"])}
         line |= {key: float(value) for key, value in info.items() if key.endswith("_ratio")}
+        line |= {"network": info["network"]} if "network" in info else {}  # of several
         line |= {self.plan_key: _logged(np.asarray(info[self.plan_key]))}
         if self.spent <= len(self._known):
             self._check_known(line)

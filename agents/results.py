@@ -30,7 +30,7 @@ from gnnrl_gym.zoo.models import input_shape_for
 
 RESULT, WEIGHTS = "result.json", "pruned.pt"
 # the file in which each command keeps what it was asked
-ASKED_OF = {"search": "search.json", "early": "early.json", "bogp": "bogp.json"}
+ASKED_OF = {"search": "search.json", "early": "early.json", "bogp": "bogp.json", "train": "train.json"}
 # keys of `environment_record`, and what they are digests of
 DIGESTS = {"weights_digest": "weights of the network", "data_digest": "labels, size or normalisation of the images"}
 IN_PYTHON = "agents.refine.evaluate_run(run, model=..., data=...) in Python, likewise finetune_run"

@@ -115,7 +115,10 @@ def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], 
     _check_digests(os.fspath(out), before.get("environment", {}), now.get("environment", {}))
     for key in before.keys() | now.keys():
         if before.get(key) != now.get(key):
-            raise ValueError(f"{os.fspath(out)!r} was run with {key}={before.get(key)!r}, not {now.get(key)!r}.")
+            raise ValueError(
+                f"{os.fspath(out)!r} was run with {key}={before.get(key)!r}, not {now.get(key)!r}: go on with it as it "
+                "was begun, or begin another run with another --out."
+            )
 
 
 def _check_digests(out: str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ import typer
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
 from agents.cli_common import say
+from agents.recorder import LOG
 from agents.run_folder import check_writable
-from agents.transfer import save_policy, train_policy
+from agents.transfer import ASKED, save_policy, train_policy
 from gnnrl_gym.checks import check_seed, check_whole
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.zoo.models import DIGITS
@@ -27,7 +28,7 @@ def train(
     budgets: Annotated[tuple[float, float], typer.Option(help="Lowest and highest budget.")] = (0.3, 0.7),
     seed: Annotated[int, typer.Option(help="Equal seeds give equal policies.")] = 0,
 ) -> None:
-    """Train one policy on several networks, for `gnnrl search --policy`."""
+    """Train one policy on several networks, for `gnnrl search --policy`. After Ctrl-C the same command goes on."""
     check_whole(1, evaluations=evaluations)
     check_seed(seed=seed)
     if out.exists():
@@ -35,9 +36,16 @@ def train(
     check_writable(out)
     rows = [{**row, "max_steps": 1} for row in read_networks(networks)]
     env = gym.make("GNNRL-PruneMany-v0", networks=rows, budgets=budgets)
-    agent = train_policy(env, evaluations, seed, progress=True)
+    log = out.with_name(f"{out.name}.training")
+    begun = (log / ASKED).is_file()
+    try:
+        agent = train_policy(env, evaluations, seed, progress=True, out=log, resume=begun)
+    except KeyboardInterrupt:
+        if (log / LOG).is_file():
+            say(f"Interrupted. What was measured is in {log}; the same command goes on from there.")
+        raise
     save_policy(agent, out, {"networks": [row.get("model", DIGITS) for row in rows], "evaluations": evaluations})
-    say(f"policy: {out}")
+    say(f"policy: {out}, its evaluations and curves: {log}")
 
 
 def read_networks(path: Path) -> list[dict[str, Any]]:

@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3 import PPO
 from torch import Tensor
 
-from agents.results import versions, write_atomic
+from agents.recorder import PlanRecorder, remembered
+from agents.results import ASKED_OF, environment_record, versions, write_atomic
+from agents.run_folder import begun
+from agents.sb3 import PruneVecEnv
 from gnnrl_gym.envs.prune_many import PruneManyEnv
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.graph.features import EDGE_FEATURES, NODE_FEATURES
 
 GENERAL = "general"
+ASKED = ASKED_OF["train"]
 _SHIPPED = Path(__file__).parent / "policies"
 
 # Every batch is of another network: smaller steps than in a search, which sees one network only.
@@ -26,34 +31,51 @@ TRAINING: dict[str, Any] = {"learning_rate": 1e-3, "n_epochs": 4, "policy_kwargs
 
 
 def train_policy(
-    env: gym.Env[Any, Any], evaluations: int, seed: int = 0, progress: bool = False, **settings: Any
+    env: gym.Env[Any, Any],
+    evaluations: int,
+    seed: int = 0,
+    progress: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    **settings: Any,
 ) -> PPO:
     """Train one policy on a `GNNRL-PruneMany-v0` environment.
 
     The plans of a batch are all for the network and budget that were drawn, so they are compared with each other.
+    An interrupted training is resumed as a search is: what was measured is remembered, and it is gone through again.
 
     Args:
         env: its networks must have `max_steps=1`, so that the plans of a batch stay together.
         evaluations: how many may be spent, over all networks.
+        out: run folder for `evaluations.jsonl` and TensorBoard curves; it must not hold a run already.
+        resume: `out` holds an interrupted run of the same training.
         settings: override `TRAINING` and those of `agents.ppo`.
 
     Raises:
-        ValueError: an environment of another kind, or with longer episodes.
+        ValueError: an environment of another kind, or with longer episodes; or a run to resume that was asked
+            something else.
+        FileExistsError: `out` holds a run.
+        KeyboardInterrupt: interrupted.
     """
     from agents.ppo import learn, make_ppo  # which starts searches from our policies
-    from agents.recorder import PlanRecorder
-    from agents.sb3 import PruneVecEnv
 
     inner = env.unwrapped
     if not isinstance(inner, PruneManyEnv) or any(each.max_steps != 1 for each in inner.envs):
         raise ValueError("train_policy needs a GNNRL-PruneMany-v0 environment whose networks have max_steps=1.")
-    recorder = PlanRecorder(env, evaluations, progress=progress)
+    networks = {f"network {number}": environment_record(each) for number, each in enumerate(inner.envs, 1)}
+    asked = {"evaluations": evaluations, "seed": seed, "budgets": inner.budgets, **networks, **settings}
     settings = {**TRAINING, **settings}
     slots = settings.pop("slots", 10)
-    agent = make_ppo(PruneVecEnv(recorder, slots), seed, str(inner.device), **settings)
-    with deterministic(inner.device):
-        learn(agent, recorder)
-    recorder.close()
+    with begun(out, asked, resume, ASKED) as folder:
+        for line in remembered(folder) if folder else ():
+            inner.envs[line["network"]].evaluator.remember(np.array(line["widths"]), line["search_accuracy"])
+        recorder = PlanRecorder(env, evaluations, folder, progress)
+        agent = make_ppo(PruneVecEnv(recorder, slots), seed, str(inner.device), **settings)
+        try:
+            with deterministic(inner.device):
+                learn(agent, recorder)
+        finally:
+            recorder.close()
     return agent
 
 

@@ -12,7 +12,7 @@ import torch
 from agents.ppo import make_ppo, play_mean
 from agents.recorder import PlanRecorder
 from agents.sb3 import PruneVecEnv
-from agents.transfer import read_policy, save_policy, start_from, train_policy
+from agents.transfer import ASKED, read_policy, save_policy, start_from, train_policy
 from benchmarks.registry import Benchmark, Options, markdown_table
 from benchmarks.training_networks import NETWORKS, trained
 from gnnrl_gym.envs.prune import PruneEnv
@@ -36,7 +36,9 @@ def run(options: Options) -> dict[str, Any]:
     data, path = load_data(options.data), options.runs / "general-policy" / f"general-{options.seed}.pt"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        agent = train_policy(_training(options, data), options.evaluations, options.seed, progress=True)
+        log = path.with_name(f"{path.name}.training")
+        begun = (log / ASKED).is_file()
+        agent = train_policy(_training(options, data), options.evaluations, options.seed, True, log, begun)
         save_policy(agent, path, {"networks": ["digits-resnet", *NETWORKS], "evaluations": options.evaluations})
     about = read_policy(path)[1]
     if about["evaluations"] != options.evaluations:

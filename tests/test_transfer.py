@@ -21,6 +21,7 @@ from agents.recorder import LOG, PlanRecorder
 from agents.sb3 import PruneVecEnv
 from agents.transfer import read_policy, save_policy, train_policy
 from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.zoo import load_data
 
 FEW: dict[str, Any] = {"max_steps": 1, "search_images": 40, "recalibration_images": 32, "device": "cpu"}
@@ -164,3 +165,49 @@ def test_command_line(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, [*run, "--out", str(tmp_path / "run")])
     assert ran.exit_code == 0, ran.output
     assert json.loads((tmp_path / "run" / "result.json").read_text())["evaluations"] == 1
+
+
+def test_an_interrupted_training_goes_on(
+    many: Any, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(27, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_policy(many, 40, seed=0, out=tmp_path)
+    assert {json.loads(line)["network"] for line in (tmp_path / LOG).read_text().splitlines()} == {0, 1}
+    measured: list[Any] = []
+    measure = PlanEvaluator._measure
+    monkeypatch.setattr(PlanEvaluator, "_measure", lambda self, plan: measured.append(plan) or measure(self, plan))
+    agent = train_policy(many, 40, seed=0, out=tmp_path, resume=True)
+    assert 0 < len(measured) <= 40 - 27
+    whole = torch.load(policy, weights_only=True)["state"]
+    for name, value in agent.policy.state_dict().items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"seed=0, not 1: go on"):
+        train_policy(many, 40, seed=1, out=tmp_path, resume=True)
+
+
+def interrupt_at(evaluations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C once, after so many evaluations of a recorder, in a process that remembers nothing of others."""
+    step_in, pressed = PlanRecorder.step_in, []
+
+    def step(self: PlanRecorder, slot: Any, action: Any) -> Any:
+        if self.spent == evaluations and not pressed:
+            pressed.append(True)
+            for each in self.unwrapped.envs:  # type: ignore[attr-defined]
+                each.evaluator._scores.clear()
+            raise KeyboardInterrupt
+        return step_in(self, slot, action)
+
+    monkeypatch.setattr(PlanRecorder, "step_in", step)
+
+
+def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks, out = tmp_path / "networks.json", tmp_path / "policy.pt"
+    networks.write_text(json.dumps([{key: value for key, value in FEW.items() if key != "max_steps"}]))
+    train = ["train", str(networks), "--out", str(out), "--evaluations", "20"]
+    interrupt_at(12, monkeypatch)
+    ran = CliRunner().invoke(app, train)
+    assert ran.exit_code == 130 and "the same command goes on" in ran.output and not out.exists()
+    ran = CliRunner().invoke(app, train)
+    assert ran.exit_code == 0 and out.is_file(), ran.output
+    assert len((tmp_path / "policy.pt.training" / LOG).read_text().splitlines()) == 20
