@@ -151,8 +151,12 @@ def _row(folder: Path) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """A row per way to choose, mean and standard deviation over seeds; the control beside it."""
-    header = ["sparsity", "mask", "objective", "evaluations", "seeds", "test, untrained", "test, trained", "control"]
+    """A row per way to choose: MACs of the dense network's and test accuracies, mean and standard deviation over seeds;
+    the control beside them."""
+    shown = {"untrained_accuracy": "test, untrained", "test_accuracy": "test, trained", "control_accuracy": "control"}
+    if any(row["macs_ratio"] < 1 for row in record["rows"]):  # equally many filters have unequal costs
+        shown = {"macs_ratio": "MACs, %", **shown}
+    header = ["sparsity", "mask", "objective", "evaluations", "seeds", *shown.values()]
     rows = []
     for job in JOBS[record["model"]]:
         budget = job.evaluations or record["evaluations"]
@@ -161,8 +165,7 @@ def table(record: dict[str, Any]) -> str:
         runs = [r for r in runs if (r["evaluations"] > 1) == (budget > 1)]
         if not runs:
             continue
-        keys = ("untrained_accuracy", "test_accuracy", "control_accuracy")
-        figures = [spread([r[key] for r in runs], 2, percent=True) for key in keys]
+        figures = [spread([r[key] for r in runs], 2, percent=True) for key in shown]
         objective = job.objective if job.evaluations is None else ""
         rows.append([f"{job.sparsity:.0%}", job.method, objective, str(budget), str(len(runs)), *figures])
     text = markdown_table(header, rows)
