@@ -404,7 +404,7 @@ def test_literals_are_found_on_an_example_of_zeros() -> None:
 
 
 def test_strict_raises_with_the_place() -> None:
-    with pytest.raises(UnsupportedOperation, match=r"cumsum in '' \(.*test_channels\.py:\d+\)"):
+    with pytest.raises(UnsupportedOperation, match=r"cumsum in the network's own forward \(.*test_channels\.py:\d+\)"):
         PrunableNetwork(FROZEN["unknown operation"][0](), images(1, 3, 4, 4), strict=True)
 
 

@@ -221,7 +221,9 @@ def _apply(channels: Channels, node: fx.Node, strict: bool) -> Any:
     result = handler(channels, node, *args, **kwargs) if handler else NotImplemented
     if result is not NotImplemented:
         return result
-    place = f"{operator_name(node)} in '{module_path(node)}' ({source_line(node)})"
+    path = module_path(node)
+    module = f"'{path}'" if path else "the network's own forward"
+    place = f"{operator_name(node)} in {module} ({source_line(node)})"
     if strict:
         raise UnsupportedOperation(f"No channel rule for {place}. Leave strict=False to freeze what it touches.")
     operands = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, (Tensor, Weight))]
