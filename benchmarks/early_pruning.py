@@ -158,7 +158,7 @@ def table(record: dict[str, Any]) -> str:
         shown = {"macs_ratio": "MACs, %", **shown}
     header = ["sparsity", "mask", "objective", "evaluations", "seeds", *shown.values()]
     rows = []
-    for job in JOBS[record["model"]]:
+    for job in sorted(JOBS[record["model"]], key=lambda job: job.sparsity):
         budget = job.evaluations or record["evaluations"]
         wanted = (job.sparsity, job.method, job.objective)
         runs = [r for r in record["rows"] if (r["sparsity"], r["method"], r["objective"]) == wanted]
