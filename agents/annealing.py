@@ -36,8 +36,8 @@ class Annealing:
     probability exp(-d / temperature). A swap that would empty a group is not asked for: the mask stays.
 
     The first moves only measure: the initial temperature is the median change of the score that they make, over ln 2,
-    which takes every other such change for the worse. Temperature and n then fall geometrically with the evaluations,
-    whatever happens.
+    which takes every other such change for the worse. Temperature and n then fall geometrically with the evaluations.
+    A swap that would empty a group counts as one, so where most would (few units left in many groups) they fall sooner.
 
     Args:
         group_of: group of every unit, [U]. keep: units of a mask. evaluations: how many there are.

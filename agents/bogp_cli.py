@@ -59,7 +59,8 @@ def _run(question: Question, folder: Path, device: str, resume: bool) -> None:
         raise ValueError(str(error)) from error
     except KeyboardInterrupt:
         more = "" if device == "auto" else f" --device {device}"
-        say(f"Interrupted. To go on: gnnrl bogp --resume {folder}{more}")
+        if (folder / ASKED).is_file():
+            say(f"Interrupted. To go on: gnnrl bogp --resume {folder}{more}")
         raise
     console.print(Markdown(report(result)))
     say(f"run folder: {folder}")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.results import RESULT, SearchResult, written_by
+from gnnrl_gym.zoo.models import model_names
 
 console = Console()
 
@@ -48,13 +49,28 @@ def check_goes_on_alone(context: typer.Context, folder: Path, *allowed: str) -> 
             )
 
 
+def check_has_a_name(folder: Path, model: str, call: str) -> None:
+    """
+    Args:
+        folder: of a run to go on with. model: what its record calls the network. call: that goes on in Python.
+
+    Raises:
+        ValueError: the run is of a module that no name stands for.
+    """
+    if model not in model_names():
+        raise ValueError(
+            f"{str(folder)!r} prunes a module of your own, {model}: go on in Python, with {call}(env, ..., out=..., "
+            "resume=True)."
+        )
+
+
 def newest_run() -> Path:
     """The newest folder in `runs` that holds the result of a search.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = [path for path in RUNS.glob(f"*/{RESULT}") if written_by(path.parent) != "bogp"]
+    found = [path for path in RUNS.glob(f"*/{RESULT}") if written_by(path.parent) not in ("bogp", "train")]
     if not found:
         raise FileNotFoundError(f"No run in {str(RUNS)!r}: run `gnnrl search` first, or give a run folder.")
     return max(found, key=lambda path: path.stat().st_mtime).parent

@@ -49,14 +49,15 @@ def sensitivity(
     Where there are fewer evaluations than groups times shares, fewer shares are measured.
     """
     env: Any = recorder.unwrapped
-    full, floors = env.network.widths, env.floors
+    recorder.reset()  # an episode before may have had another budget
+    full = env.network.widths
     count = min(len(shares), (recorder.limit - 2) // len(full))
     if count < 1:
         raise ValueError(f"sensitivity needs {len(full) + 2} evaluations for {len(full)} groups, not {recorder.limit}.")
     kept = np.array([1.0, *np.array(shares)[np.linspace(0, len(shares) - 1, count).round().astype(int)]])
-    plans = np.maximum(np.floor(kept[:, None] * full + 0.5).astype(np.int64), floors)  # [S, A]
+    plans = [env.plan(np.full(len(full), share)) for share in kept]
     dense = recorder.evaluate(full)
-    rise = np.zeros(plans.shape)
+    rise = np.zeros((len(plans), len(full)))
     env.evaluator.prefetch([_alone(full, group, width) for width in plans[1:] for group in range(len(full))])
     for row in range(1, len(kept)):
         for group in range(len(full)):
@@ -81,13 +82,10 @@ def _cut(rise: np.ndarray, kept: np.ndarray, env: Any) -> np.ndarray:
         at = np.append(kept, 0.0)
         return np.array([np.interp(threshold, curves[:, g], at) for g in range(rise.shape[1])])
 
-    def plan(threshold: float) -> np.ndarray:
-        return np.maximum(np.floor(share(threshold) * env.network.widths + 0.5).astype(np.int64), env.floors)
-
     low, high = 0.0, float(2 * rise.max() + 1)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if env.within_budget(plan(middle)) else (middle, high)
+        low, high = (low, middle) if env.within_budget(env.plan(share(middle))) else (middle, high)
     return share(high)
 
 

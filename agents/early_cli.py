@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import Data, Device, check_goes_on_alone, console, say
+from agents.cli_common import Data, Device, check_goes_on_alone, check_has_a_name, console, say
 from agents.early import ASKED, METHODS, check_request
 from agents.early import early as run_early
 from agents.results import SearchResult, environment_arguments
@@ -74,7 +74,9 @@ def _go_on(folder: Path) -> None:
     """With the run of a folder as it was asked for."""
     asked = read_asked(folder, ASKED)
     recipe = Recipe(**asked.pop("recipe"))
-    env = gym.make("GNNRL-Mask-v0", **environment_arguments(asked.pop("environment")))
+    arguments = environment_arguments(asked.pop("environment"))
+    check_has_a_name(folder, arguments["model"], "agents.early.early")
+    env = gym.make("GNNRL-Mask-v0", **arguments)
     _run(env, folder, **asked, recipe=recipe, resume=True)
 
 

@@ -54,12 +54,15 @@ def finetune_run(
         images: "train": the train split. "all": the search split too, which has done its work once a plan is chosen.
 
     Raises:
-        ValueError: `epochs` is below 1; unknown schedule; `distill` is outside [0, 1].
+        ValueError: `epochs` is below 1; unknown schedule; `distill` is outside [0, 1], or above 0 where the dense
+            network of the run has random weights.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     check_choice("images", images, IMAGES)
     result, folder = SearchResult.load(run), Path(run)
+    if distill and result.settings.get("objective") and result.weights is None:
+        raise ValueError(f"distill={distill}, but the dense network of {str(folder)!r} is not trained: use 0.")
     place, splits = resolve_device(device), result.splits(data)
     if images == "all":
         splits = replace(splits, train=splits.train.joined(splits.search))
@@ -112,7 +115,10 @@ def evaluate_run(
     model: nn.Module | None = None,
     data: DataSplits | None = None,
 ) -> Evaluation:
-    """Rebuild the pruned network of a run folder from its plan and weights, and measure it on the test split."""
+    """Rebuild the pruned network of a run folder from its plan and weights, and measure it on the test split.
+
+    The dense network's accuracy is the record's where its weights were trained for the run and not kept.
+    """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}.")
     result = SearchResult.load(run)
@@ -121,7 +127,8 @@ def evaluate_run(
     dense = copy.deepcopy(network.model).to(place)
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)
     with fitting_threads(network):
-        pruned_accuracy, dense_accuracy = accuracy(slim, splits.test), accuracy(dense, splits.test)
+        pruned_accuracy = accuracy(slim, splits.test)
+        dense_accuracy = accuracy(dense, splits.test) if result.dense_is_kept else result.dense_test_accuracy
         dense_latency, pruned_latency = measure_latency([dense, slim], images)
     return Evaluation(
         accuracy=pruned_accuracy,

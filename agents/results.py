@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +17,7 @@ from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.network import NetworkEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.export import read_slim, rebuild_slim
-from gnnrl_gym.files import read_json
+from gnnrl_gym.files import digest_of, read_json
 from gnnrl_gym.files import write_atomic as write_atomic
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.sparsity import make_network
@@ -128,6 +126,11 @@ class SearchResult:
         example = torch.zeros(1, *shape, device=next(model.parameters()).device)
         return make_network(model, example, self.settings.get("granularity", "channels"))
 
+    @property
+    def dense_is_kept(self) -> bool:
+        """Whether `network` is the dense network that was scored: weights that a run trained for it are not kept."""
+        return self.settings.get("objective") != "pretrained" or self.weights is not None
+
     def splits(self, data: DataSplits | None = None) -> DataSplits:
         """The data of the run: images of the same size, normalised alike.
 
@@ -185,16 +188,6 @@ def environment_record(env: NetworkEnv) -> dict[str, Any]:
 def environment_arguments(record: dict[str, Any]) -> dict[str, Any]:
     """An `environment_record` without its digests: what `gym.make` takes."""
     return {name: value for name, value in record.items() if name not in DIGESTS}
-
-
-def digest_of(tensors: Mapping[str, Any]) -> str:
-    """Of names, kinds, shapes and values; the same on every device and in every process."""
-    found = hashlib.sha256()
-    for name, tensor in tensors.items():
-        if isinstance(tensor, torch.Tensor):  # a module may keep other things in its state
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 def common_keys(env: NetworkEnv, plan: Ints) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.recorder import LOG
-from agents.results import DIGESTS, RESULT, write_atomic
+from agents.results import DIGESTS, RESULT, WEIGHTS, write_atomic
 from gnnrl_gym.files import read_json
 
 
@@ -97,7 +97,7 @@ def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no run was begun there.
-        FileExistsError: it is finished.
+        FileExistsError: it is finished, or fine-tuned as it is.
         ValueError: a file is damaged.
     """
     folder, path = Path(run), Path(run) / name
@@ -105,20 +105,37 @@ def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
         raise FileNotFoundError(f"No run to resume: there is no {str(path)!r}.")
     if finished(folder):
         raise FileExistsError(f"The run in {str(folder)!r} is finished: for another, choose another --out.")
+    if (folder / RESULT).is_file() and read_json(folder / RESULT).get("finetuned_accuracy") is not None:
+        raise FileExistsError(
+            f"The interrupted run in {str(folder)!r} is fine-tuned by now, and going on would overwrite that: move "
+            f"{RESULT} and {WEIGHTS} elsewhere first."
+        )
     return read_json(path)
 
 
 def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], name: str) -> None:
     if out is None:
         raise ValueError("resume=True needs out=, the run folder to go on with.")
-    before, now = read_asked(out, name), json.loads(json.dumps(asked, default=str))
-    _check_digests(os.fspath(out), before.get("environment", {}), now.get("environment", {}))
-    for key in before.keys() | now.keys():
+    asked_before, asked_now = read_asked(out, name), json.loads(json.dumps(asked, default=str))
+    for part, given in asked_now.items():
+        if isinstance(given, dict) and isinstance(asked_before.get(part), dict):
+            _check_digests(os.fspath(out), asked_before[part], given)
+    before, now = _flat(asked_before), _flat(asked_now)
+    for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise ValueError(
                 f"{os.fspath(out)!r} was run with {key}={before.get(key)!r}, not {now.get(key)!r}: go on with it as it "
                 "was begun, or begin another run with another --out."
             )
+
+
+def _flat(asked: dict[str, Any]) -> dict[str, Any]:
+    """What was asked, without the levels: the arguments of the one environment by their names, others with a prefix."""
+    found: dict[str, Any] = {}
+    for part, given in asked.items():
+        prefix = "" if part == "environment" else f"{part}: "
+        found |= {f"{prefix}{key}": value for key, value in given.items()} if isinstance(given, dict) else {part: given}
+    return found
 
 
 def _check_digests(out: str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import typer
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import RUNS, Data, Device, check_goes_on_alone, console, say, show
+from agents.cli_common import RUNS, Data, Device, check_goes_on_alone, check_has_a_name, console, say, show
 from agents.refine import finetune_run
 from agents.results import environment_arguments
 from agents.run_folder import free_folder, read_asked
@@ -22,7 +22,7 @@ from gnnrl_gym.envs.budget import METRICS, in_words
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.pruning.importance import IMPORTANCES
-from gnnrl_gym.zoo.models import DIGITS, model_names
+from gnnrl_gym.zoo.models import DIGITS
 
 
 def search(
@@ -81,11 +81,7 @@ def _go_on(folder: Path, finetune: int) -> None:
     """With the search of a run folder as it was asked for."""
     asked = read_asked(folder, ASKED)
     arguments = environment_arguments(asked.pop("environment"))
-    if arguments["model"] not in model_names():
-        raise ValueError(
-            f"{str(folder)!r} prunes a module of your own, {arguments['model']}: go on in Python, with "
-            "agents.search(env, ..., out=..., resume=True)."
-        )
+    check_has_a_name(folder, arguments["model"], "agents.search")
     _run(gym.make("GNNRL-Prune-v0", **arguments), folder, finetune, **asked, resume=True)
 
 

@@ -14,11 +14,12 @@ import typer
 import gnnrl_gym  # noqa: F401  (registers the environments)
 from agents.cli_common import say
 from agents.recorder import LOG
-from agents.run_folder import check_writable
-from agents.transfer import ASKED, save_policy, train_policy
+from agents.transfer import train_to_file, training_folder
 from gnnrl_gym.checks import check_seed, check_whole
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.zoo.models import DIGITS
+
+_OF_THE_TRAINING = {"budget": "budgets are drawn between the two of --budgets", "max_steps": "episodes have one step"}
 
 
 def train(
@@ -31,20 +32,16 @@ def train(
     """Train one policy on several networks, for `gnnrl search --policy`. After Ctrl-C the same command goes on."""
     check_whole(1, evaluations=evaluations)
     check_seed(seed=seed)
-    if out.exists():
-        raise FileExistsError(f"{str(out)!r} is there already: choose another --out, or remove it.")
-    check_writable(out)
+    log = training_folder(out)  # before the networks are made, which takes its time
     rows = [{**row, "max_steps": 1} for row in read_networks(networks)]
     env = gym.make("GNNRL-PruneMany-v0", networks=rows, budgets=budgets)
-    log = out.with_name(f"{out.name}.training")
-    begun = (log / ASKED).is_file()
+    about = {"networks": [row.get("model", DIGITS) for row in rows], "evaluations": evaluations}
     try:
-        agent = train_policy(env, evaluations, seed, progress=True, out=log, resume=begun)
+        train_to_file(env, out, evaluations, seed, about)
     except KeyboardInterrupt:
         if (log / LOG).is_file():
             say(f"Interrupted. What was measured is in {log}; the same command goes on from there.")
         raise
-    save_policy(agent, out, {"networks": [row.get("model", DIGITS) for row in rows], "evaluations": evaluations})
     say(f"policy: {out}, its evaluations and curves: {log}")
 
 
@@ -66,8 +63,10 @@ def read_networks(path: Path) -> list[dict[str, Any]]:
             f"{str(path)!r} must hold a list with an object for each network, such as "
             '[{"model": "resnet20", "data": "cifar10"}].'
         )
-    known = list(inspect.signature(PruneEnv).parameters)
+    known = [name for name in inspect.signature(PruneEnv).parameters if name not in _OF_THE_TRAINING]
     for number, row in enumerate(rows, 1):
+        for key in row.keys() & _OF_THE_TRAINING.keys():
+            raise ValueError(f"{str(path)!r}: network {number} has {key!r}, but {_OF_THE_TRAINING[key]}: leave it out.")
         for key in row.keys() - set(known):
             near = difflib.get_close_matches(key, known, n=1) or known
             raise ValueError(f"{str(path)!r}: network {number} has an unknown {key!r}; near it: {', '.join(near)}.")

@@ -15,8 +15,8 @@ from stable_baselines3 import PPO
 from torch import Tensor
 
 from agents.recorder import PlanRecorder, remembered
-from agents.results import ASKED_OF, environment_record, versions, write_atomic
-from agents.run_folder import begun
+from agents.results import ASKED_OF, RESULT, environment_record, versions, write_atomic
+from agents.run_folder import begun, check_writable, finished
 from agents.sb3 import PruneVecEnv
 from gnnrl_gym.envs.prune_many import PruneManyEnv
 from gnnrl_gym.evaluation.determinism import deterministic
@@ -64,7 +64,8 @@ def train_policy(
         raise ValueError("train_policy needs a GNNRL-PruneMany-v0 environment whose networks have max_steps=1.")
     networks = {f"network {number}": environment_record(each) for number, each in enumerate(inner.envs, 1)}
     asked = {"evaluations": evaluations, "seed": seed, "budgets": inner.budgets, **networks, **settings}
-    settings = {**TRAINING, **settings}
+    policy = {**TRAINING["policy_kwargs"], **settings.get("policy_kwargs", {})}
+    settings = {**TRAINING, **settings, "policy_kwargs": policy}
     slots = settings.pop("slots", 10)
     with begun(out, asked, resume, ASKED) as folder:
         for line in remembered(folder) if folder else ():
@@ -77,6 +78,42 @@ def train_policy(
         finally:
             recorder.close()
     return agent
+
+
+def train_to_file(
+    env: gym.Env[Any, Any], path: Path, evaluations: int, seed: int = 0, about: dict[str, Any] | None = None
+) -> Path:
+    """Train a policy, with a bar, and save it in `path`; what was measured is kept in a folder beside it.
+
+    The same call goes on with an interrupted one. `about`: see `save_policy`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: `path` is there, or the folder of another training. ValueError: as `train_policy`.
+    """
+    log = training_folder(path)
+    agent = train_policy(env, evaluations, seed, progress=True, out=log, resume=(log / ASKED).is_file())
+    save_policy(agent, path, about)
+    record = {"policy": path.name, "evaluations": evaluations, "seed": seed, "versions": versions()}
+    write_atomic(log / RESULT, lambda file: file.write(json.dumps(record, indent=2).encode() + b"\n"))
+    return log
+
+
+def training_folder(path: Path) -> Path:
+    """Where the evaluations behind a policy file are kept.
+
+    Raises:
+        FileExistsError: the file is there, or the folder of a finished training, or of something else.
+    """
+    log = path.with_name(f"{path.name}.training")
+    if path.exists() or finished(log) or (log.exists() and not (log / ASKED).is_file()):
+        there = [repr(str(each)) for each in (path, log) if each.exists()]
+        are, them = ("are", "them") if len(there) > 1 else ("is", "it")
+        raise FileExistsError(f"{' and '.join(there)} {are} there already: choose another --out, or remove {them}.")
+    check_writable(path)
+    return log
 
 
 def save_policy(agent: PPO, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> None:

@@ -63,6 +63,7 @@ JOBS = {
             )
         ),
         *(Job("reinforce", sparsity, "pretrained", None) for sparsity in (0.5, 0.7)),
+        Job("random", 0.47),  # about the MACs of what REINFORCE keeps at 0.5
         *(Job("magnitude", sparsity, "pretrained", late=True) for sparsity in (0.5, 0.7)),
         *(Job("snip", sparsity, late=True) for sparsity in (0.5, 0.7)),
     ],

@@ -12,7 +12,7 @@ import torch
 from agents.ppo import make_ppo, play_mean
 from agents.recorder import PlanRecorder
 from agents.sb3 import PruneVecEnv
-from agents.transfer import ASKED, read_policy, save_policy, start_from, train_policy
+from agents.transfer import read_policy, start_from, train_to_file
 from benchmarks.registry import Benchmark, Options, markdown_table
 from benchmarks.training_networks import NETWORKS, trained
 from gnnrl_gym.envs.prune import PruneEnv
@@ -36,10 +36,8 @@ def run(options: Options) -> dict[str, Any]:
     data, path = load_data(options.data), options.runs / "general-policy" / f"general-{options.seed}.pt"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.with_name(f"{path.name}.training")
-        begun = (log / ASKED).is_file()
-        agent = train_policy(_training(options, data), options.evaluations, options.seed, True, log, begun)
-        save_policy(agent, path, {"networks": ["digits-resnet", *NETWORKS], "evaluations": options.evaluations})
+        facts = {"networks": ["digits-resnet", *NETWORKS], "evaluations": options.evaluations}
+        train_to_file(_training(options, data), path, options.evaluations, options.seed, facts)
     about = read_policy(path)[1]
     if about["evaluations"] != options.evaluations:
         raise ValueError(

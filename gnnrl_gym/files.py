@@ -1,12 +1,15 @@
-"""Files that are never half-written, and where the package keeps what it measured."""
+"""Files that are never half-written, digests of what they hold, and where the package keeps what it measured."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -36,6 +39,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} is damaged: it holds no JSON object.")
     return found
+
+
+def digest_of(tensors: Mapping[str, Any]) -> str:
+    """Of names, kinds, shapes and values; the same on every device and in every process."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor):  # a module may keep other things in its state
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 def cache_folder() -> Path:

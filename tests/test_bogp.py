@@ -186,3 +186,12 @@ def test_table_of_the_benchmark(run: tuple[BogpResult, Path]) -> None:
     row = bogp_mnist._row(run[0])
     text = bogp_mnist.table({"model": "mlp-16-16", "rows": [row, row]})
     assert "random graphs, 3 of each pool" in text and "| bayesian | 10 |" in text
+
+
+def test_no_way_on_is_named_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.bogp_cli.run_bogp", killed)  # while the pool is drawn
+    stopped = CliRunner().invoke(cli.app, ["bogp", "--out", str(tmp_path / "run")])
+    assert stopped.exit_code == 130 and "--resume" not in stopped.output

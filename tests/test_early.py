@@ -18,6 +18,7 @@ from agents import cli, early_training
 from agents.early import CURVE, METHODS, early
 from agents.early_training import train_mask
 from agents.recorder import LOG
+from agents.refine import evaluate_run, finetune_run
 from agents.results import RESULT, SearchResult
 from benchmarks import early_planted, early_pruning
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -195,7 +196,7 @@ def test_what_was_measured_and_trained_is_not_done_again(
 def test_another_run_is_not_resumed(env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {"method": "annealing", "evaluations": 8, "recipe": SHORT}
     killed_at(5, env, tmp_path / "run", monkeypatch, **asked)
-    for changes, said in (({"seed": 4}, "seed=0, not 4"), ({"recipe": Recipe(epochs=2)}, "recipe=")):
+    for changes, said in (({"seed": 4}, "seed=0, not 4"), ({"recipe": Recipe(epochs=2)}, "recipe: epochs=1, not 2")):
         with pytest.raises(ValueError, match=said):
             early(env, out=tmp_path / "run", resume=True, **{**asked, **changes})
     with pytest.raises(FileExistsError, match="--resume"):
@@ -313,13 +314,28 @@ def test_a_record_replays_the_network_with_its_initial_weights(changes: dict[str
     assert accuracy(replayed, env.unwrapped.data.test) == result.dense_test_accuracy < 0.5
 
 
+def test_a_dense_network_that_was_trained_for_the_run_is_not_taken_for_another(tmp_path: Path) -> None:
+    env = gym.make("GNNRL-Mask-v0", objective="pretrained", pretrain_epochs=2, **SMALL)
+    result = early(env, "random", 1, 0, tmp_path / "run", SHORT)
+    assert evaluate_run(tmp_path / "run").dense_accuracy == result.dense_test_accuracy
+    with pytest.raises(ValueError, match=r"dense network of .* is not trained"):
+        finetune_run(tmp_path / "run", 1, distill=0.5)
+
+
+def test_a_run_with_a_module_of_ones_own_goes_on_in_python(tmp_path: Path) -> None:
+    asked = {"recipe": SHORT.record(), "environment": {"model": "Mine"}}
+    (tmp_path / "early.json").write_text(json.dumps(asked))
+    ran = CliRunner().invoke(cli.app, ["early", "--resume", str(tmp_path)])
+    assert isinstance(ran.exception, ValueError) and "agents.early.early(env" in str(ran.exception)
+
+
 # ---- benchmarks --------------------------------------------------------------------------------------------------
 
 
 def test_table_of_runs_that_are_finished() -> None:
     row = {
         "sparsity": 0.9, "method": "annealing", "objective": "untrained", "evaluations": 100, "seed": 0,
-        "untrained_accuracy": 0.6, "test_accuracy": 0.97, "control_accuracy": 0.96,
+        "untrained_accuracy": 0.6, "test_accuracy": 0.97, "control_accuracy": 0.96, "macs_ratio": 1.0,
     }  # fmt: skip
     record = {
         "model": "mlp-300-100", "evaluations": 100, "missing": ["0.9-snip-untrained-1-0"],
@@ -327,7 +343,9 @@ def test_table_of_runs_that_are_finished() -> None:
     }  # fmt: skip
     text = early_pruning.table(record)
     assert "| 90% | annealing | untrained | 100 | 2 | 60.00 ± 0.00 | 97.50 ± 0.71 | 96.00 ± 0.00 |" in text
-    assert "how many seeds of it: 0.9-snip-untrained-1 (1)." in text
+    assert "how many seeds of it: 0.9-snip-untrained-1 (1)." in text and "MACs" not in text
+    record["rows"].append({**row, "seed": 2, "macs_ratio": 0.7})  # equally many filters, unequal costs
+    assert "| 100 | 3 | 90.00 ± 17.32 | 60.00" in early_pruning.table(record)
 
 
 def test_benchmark_of_another_model_is_refused() -> None:

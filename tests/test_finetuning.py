@@ -284,3 +284,11 @@ def test_a_batch_that_does_not_fit_is_divided() -> None:
 class _Never(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise torch.OutOfMemoryError
+
+
+def test_a_checkpoint_of_another_network_has_no_part(digits: DataSplits, tmp_path: Path) -> None:
+    file, models = tmp_path / "checkpoint.pt", [load_model("digits-resnet", "random", seed=seed) for seed in (0, 1, 1)]
+    with pytest.raises(KeyboardInterrupt):
+        finetune(models[0], digits, 2, on_epoch=stop_after(1), checkpoint=file)
+    resumed, alone = finetune(models[1], digits, 2, checkpoint=file), finetune(models[2], digits, 2)
+    assert torch.equal(vector(resumed), vector(alone))

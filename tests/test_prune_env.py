@@ -450,3 +450,11 @@ def test_what_is_no_plan_is_refused_and_not_counted(digits_env: gym.Env[Any, Any
         with pytest.raises(ValueError, match=r"plan|Width"):
             ask(wrong)
     assert env.evaluations == before
+
+
+def test_what_is_evaluated_aside_is_no_score_of_the_episode() -> None:
+    env: Any = gym.make("GNNRL-Prune-v0", landing="free", search_images=40, device="cpu").unwrapped
+    env.reset()
+    env.evaluate(env.floors)
+    *_, info = env.step(np.zeros(env.action_space.shape))
+    assert info["search_accuracy"] == -1 and not info["is_success"]

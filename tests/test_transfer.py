@@ -19,10 +19,11 @@ from agents.cli import app
 from agents.ppo import LAST_LOG_STD, ppo
 from agents.recorder import LOG, PlanRecorder
 from agents.sb3 import PruneVecEnv
+from agents.train_cli import read_networks
 from agents.transfer import read_policy, save_policy, train_policy
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
-from gnnrl_gym.zoo import load_data
+from gnnrl_gym.zoo import load_data, load_model
 
 FEW: dict[str, Any] = {"max_steps": 1, "search_images": 40, "recalibration_images": 32, "device": "cpu"}
 
@@ -81,6 +82,14 @@ def test_options_decide(many: Any) -> None:
         many.reset(options={"nets": 2})
 
 
+def test_a_budget_that_some_network_can_not_meet_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"networks\[1\], with the lowest of the budgets: .*0\.3"):
+        gym.make("GNNRL-PruneMany-v0", networks=[FEW, {**FEW, "floor": 0.6}], budgets=(0.3, 0.7))
+    several = {**FEW, "budget": {"macs": 0.5, "params": 0.5}}
+    with pytest.raises(ValueError, match=r"networks\[0\].*macs,params"):
+        gym.make("GNNRL-PruneMany-v0", networks=[several])
+
+
 @pytest.mark.parametrize("wrong", [{"networks": []}, {"budgets": (0.6, 0.5)}, {"budgets": (0.0, 0.5)}])
 def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"networks|budgets"):
@@ -98,6 +107,12 @@ def test_slots_of_a_batch_draw_the_same(many: Any) -> None:
         env.step(np.ones((4, *(env.action_space.shape or ())), np.float32))
     assert all(len(batch) == 1 for batch in drawn)
     assert len(set().union(*drawn)) == 6
+
+
+def test_other_layers_leave_no_offsets_by_position(many: Any) -> None:
+    kwargs = {"features_extractor_kwargs": {"hidden": 16}}
+    agent = train_policy(many, 10, policy_kwargs=kwargs)
+    assert agent.policy.node_bias is None and agent.policy.features_extractor.hidden == 16  # type: ignore[union-attr]
 
 
 def test_long_episodes_are_refused() -> None:
@@ -211,3 +226,26 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ran = CliRunner().invoke(app, train)
     assert ran.exit_code == 0 and out.is_file(), ran.output
     assert len((tmp_path / "policy.pt.training" / LOG).read_text().splitlines()) == 20
+    out.unlink()  # a finished training is not gone through again: its data may be others by now
+    ran = CliRunner().invoke(app, train)
+    assert isinstance(ran.exception, FileExistsError) and "policy.pt.training' is there already" in str(ran.exception)
+
+
+@pytest.mark.parametrize(("key", "mend"), [("budget", "--budgets"), ("max_steps", "one step")])
+def test_what_the_training_decides_is_refused_in_the_file(tmp_path: Path, key: str, mend: str) -> None:
+    (tmp_path / "networks.json").write_text(json.dumps([{"model": "digits-resnet", key: 2}]))
+    with pytest.raises(ValueError, match=f"network 1 has '{key}', but .*{mend}"):
+        read_networks(tmp_path / "networks.json")
+
+
+def test_a_training_on_other_weights_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def many(seed: int) -> Any:
+        model = load_model("digits-resnet", "random", seed=seed)
+        return gym.make("GNNRL-PruneMany-v0", networks=[PruneEnv(model, **FEW)])
+
+    interrupt_at(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_policy(many(0), 40, out=tmp_path)
+    with pytest.raises(ValueError, match="other weights of the network") as raised:
+        train_policy(many(1), 40, out=tmp_path, resume=True)
+    assert len(str(raised.value)) < 400

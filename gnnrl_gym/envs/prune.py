@@ -224,7 +224,8 @@ class PruneEnv(NetworkEnv, EzPickle):
         truncated = not terminated and self._steps >= self.max_steps
         reward = 0.0
         if terminated:
-            reward = self.evaluate(self.widths) - 1.0
+            self._accuracy = self.evaluate(self.widths)
+            reward = self._accuracy - 1.0
         elif truncated:
             reward = -1.0
         if terminated or truncated:
@@ -255,8 +256,11 @@ class PruneEnv(NetworkEnv, EzPickle):
         """
         plan = self._one_plan(widths)
         self._episode_evaluations += 1
-        self._accuracy = self.evaluator.score(plan)
-        return self._accuracy
+        return self.evaluator.score(plan)
+
+    def plan(self, share: np.ndarray) -> Ints:
+        """The plan [A] that keeps the `share` [A] of every group, as this environment rounds widths; no budget."""
+        return self._to_widths(round_widths(np.asarray(share, np.float64), self._steps_full, self._steps_floor))
 
     def slots(self, count: int) -> list[PruneEnv]:
         """`count` environments with states of their own that share network, data and evaluator with this one."""
@@ -301,7 +305,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         full, floors = self._steps_full, self._steps_floor
         if self.landing == "free":
             share = self._share * (1 - ratios)
-            return share, self._to_widths(round_widths(share, full, floors))
+            return share, self.plan(share)
         cost, limit = self.meter.landing(self.budgets)
         share, steps = land(self._share, ratios, full, floors, lambda steps: cost(self._to_widths(steps)), limit)
         return share, self._to_widths(steps)

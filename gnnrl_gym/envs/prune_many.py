@@ -58,6 +58,8 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
             raise ValueError(f"budgets are a lowest and a highest share in (0, 1), got {tuple(budgets)}.")
         self.render_mode, self.budgets = render_mode, (float(low), float(high))
         self.envs = [_made(network, render_mode) for network in networks]
+        for number, env in enumerate(self.envs):
+            _check_budget(env, number, self.budgets[0])
         self.inner, self.network_index = self.envs[0], 0
         self.observation_space = self.inner.observation_space
         self.max_nodes = max(env.max_nodes for env in self.envs)
@@ -130,3 +132,14 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
 
 def _made(network: dict[str, Any] | PruneEnv, render_mode: str | None) -> PruneEnv:
     return network if isinstance(network, PruneEnv) else PruneEnv(**{"render_mode": render_mode, **network})
+
+
+def _check_budget(env: PruneEnv, number: int, lowest: float) -> None:
+    """
+    Raises:
+        ValueError: a network can't meet the lowest budget, so that some reset would fail, hours later.
+    """
+    try:
+        env._budgets_for(lowest)
+    except ValueError as error:
+        raise ValueError(f"networks[{number}], with the lowest of the budgets: {error}") from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from gnnrl_gym.evaluation.determinism import deterministic
-from gnnrl_gym.files import write_atomic
+from gnnrl_gym.files import digest_of, write_atomic
 from gnnrl_gym.zoo import DataSplits
 from gnnrl_gym.zoo.data import augment
 
@@ -50,8 +50,8 @@ def finetune(
         teacher: a network, the dense one say, whose outputs are learned besides the labels; it is put on the device, in
             eval mode. temperature, distill: see `distillation_loss`.
         dtype: bfloat16 computes in mixed precision (`gnnrl_gym.evaluation.precision`); the weights stay float32.
-        checkpoint: file that is written after each epoch. Where it holds an interrupted training with these settings,
-            that goes on; one with others is replaced. It is the caller's to remove.
+        checkpoint: file that is written after each epoch. Where it holds an interrupted training of this network with
+            these settings, that goes on; any other is replaced. It is the caller's to remove.
 
     Returns:
         `model`, in eval mode, after the last epoch. No split chooses an epoch.
@@ -69,7 +69,8 @@ def finetune(
     steps = epochs * -(-len(data.train) // BATCH)
     training = _Training(model, optimizer, _scheduler(schedule, optimizer, learning_rate, max(steps, 1)), generator)
     distilled = [temperature, distill] if teacher else None
-    settings = [epochs, learning_rate, seed, schedule, distilled, str(dtype), len(data.train)]
+    start = digest_of(model.state_dict()) if checkpoint else None
+    settings = [epochs, learning_rate, seed, schedule, distilled, str(dtype), len(data.train), start]
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
