@@ -12,7 +12,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close, images, random_plans, randomise
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
@@ -20,8 +19,6 @@ from stable_baselines3.common.env_checker import check_env as check_sb3_env
 from agents import make_sb3_env
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator, logits
-from gnnrl_gym.evaluation.folding import fold, foldable_pairs
-from gnnrl_gym.pruning.recalibration import batch_norms, recalibrate
 from gnnrl_gym.zoo import load_data, load_model
 
 ID = "GNNRL-Prune-v0"
@@ -360,63 +357,6 @@ def test_module_and_data_objects_are_accepted_and_left_alone(env: Env) -> None:
     assert data_equivalence(given, named)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training
-
-
-# ---- scoring ---------------------------------------------------------------------------------------------------
-
-
-def test_folded_network_is_the_same_function(env: Env) -> None:
-    inner = prune(env)
-    x, pairs = inner.data.search.take(50).tensors()[0], foldable_pairs(inner.network.channels)
-    assert pairs
-    for plan in random_plans(inner.network, 3):
-        built = inner.evaluator.build(plan)
-        plain = logits(built, x).clone()
-        norms = len(batch_norms(built))
-        folded = fold(built, pairs)
-        assert len(batch_norms(folded)) == norms - len(pairs) < norms
-        assert_close([logits(folded, x)], [plain])
-
-
-def test_same_plan_same_score_whoever_asks(env: Env) -> None:
-    inner = prune(env)
-    plan = inner.network.widths // 2
-    first = inner.evaluator.score(plan)
-    assert inner.evaluator.score(plan) == first
-    fresh = PlanEvaluator(inner.network, inner.data.train, inner.data.search.take(100), 64)
-    assert fresh.score(plan.astype(np.int32)) == first
-
-
-def test_sensitivity_has_a_number_per_group_and_is_in_the_observation(env: Env) -> None:
-    inner = prune(env)
-    rise = inner.evaluator.sensitivity()
-    assert rise.shape == inner.network.widths.shape
-    assert np.isfinite(rise).all() and (rise > 0).any()
-    builder = inner.network.graph_builder
-    before = builder.static.copy()
-    builder.set_sensitivity(rise)
-    np.testing.assert_array_equal(builder.static, before)
-
-
-def test_recalibration_replaces_statistics_and_nothing_else() -> None:
-    model, x = randomise(load_model("resnet20")).train(), images(96, 3, 32, 32)
-    norms = batch_norms(model)
-    norms[0].momentum = 0.3
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert recalibrate(model, x) is model
-    assert not any(module.training for module in model.modules())
-    assert [norm.momentum for norm in norms] == [0.3] + [0.1] * (len(norms) - 1)
-    for key, value in model.state_dict().items():
-        statistic = "running" in key or "num_batches" in key
-        assert torch.equal(value, before[key]) != statistic, key
-
-
-def test_recalibrated_statistics_are_those_of_the_images() -> None:
-    model, x = randomise(load_model("resnet20")), images(64, 3, 32, 32)
-    first = model.conv1(x).transpose(0, 1).flatten(1)
-    recalibrate(model, x)
-    torch.testing.assert_close(model.bn1.running_mean, first.mean(1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.bn1.running_var, first.var(1), rtol=1e-4, atol=1e-5)
 
 
 def test_step_without_evaluation_is_quick() -> None:

@@ -168,6 +168,12 @@ def digits() -> DataSplits:
     return load_data("digits")
 
 
+def test_no_image_is_alone_in_training(digits: DataSplits) -> None:
+    split = digits.search.take(101)
+    sizes = [[len(labels) for _, labels in split.batches(50, generator)] for generator in (_generator(), None)]
+    assert sizes == [[50, 51], [50, 50, 1]]
+
+
 def test_batches_cover_the_split_once(digits: DataSplits) -> None:
     x, y = digits.search.tensors()
     plain = list(digits.search.batches(100))

@@ -58,7 +58,8 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     size = GPU_BATCH if images.is_cuda else CPU_BATCH
     while True:
         try:
-            return torch.cat([model(part) for part in images.split(size)])
+            # copies, which cost next to nothing: a forward may change its input in place
+            return torch.cat([model(part.clone()) for part in images.split(size)])
         except torch.OutOfMemoryError:
             if size == 1:
                 raise

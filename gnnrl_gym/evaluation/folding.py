@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
 from gnnrl_gym.graph.channels import Channels, Weight, operator_name
 
@@ -32,10 +34,22 @@ def _module(weight: str) -> str:
 
 
 def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
-    """Fold each pair of `model` (eval mode), in place."""
+    """Fold each pair of `model` (eval mode), in place. One that does more than torch's own layers is left as it is."""
+    folded = set()
     for conv_path, norm_path in pairs:
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
-            model.set_submodule(conv_path, fuse_conv_bn_eval(conv, norm))
-            model.set_submodule(norm_path, nn.Identity())
+        if _plain(conv, nn.Conv2d) and _plain(norm, nn.BatchNorm2d) and norm.track_running_stats:
+            fused: Any = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var, arg-type]
+            conv.weight, conv.bias = fused.weight, fused.bias
+            folded.add(norm)
+    for parent in list(model.modules()):  # a layer may have several names
+        for name, child in list(parent._modules.items()):
+            if child in folded:
+                parent._modules[name] = nn.Identity()
     return model
+
+
+def _plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer computes what torch's `kind` does, and nothing else."""
+    own = isinstance(layer, kind) and type(layer).forward is kind.forward and not is_parametrized(layer)
+    return own and not (layer._forward_hooks or layer._forward_pre_hooks)

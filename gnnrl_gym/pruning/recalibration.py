@@ -30,7 +30,7 @@ def recalibrate(model: nn.Module, images: Tensor, batch: int = BATCH) -> nn.Modu
         norm.train()
     try:
         for part in _parts(images, batch) if norms else ():
-            model(part)
+            model(part.clone())  # a forward may change its input in place
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval()

@@ -169,7 +169,8 @@ class Split:
 
         Args:
             batch_size: images in a batch, at least 1.
-            generator: a CPU generator that shuffles; without one the order is the stored one.
+            generator: a CPU generator that shuffles, for training; without one the order is the stored one. An image
+                that would be left alone joins the batch before: BatchNorm can't train on one.
 
         Raises:
             ValueError: if ``batch_size`` is below 1.
@@ -178,7 +179,10 @@ class Split:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         shuffled = generator is not None
         order = torch.randperm(len(self), generator=generator) if shuffled else torch.arange(len(self))
-        return (self.batch(indices) for indices in order.split(batch_size))
+        parts = list(order.split(batch_size))
+        if shuffled and len(parts) > 1 and len(parts[-1]) == 1:
+            parts[-2:] = [torch.cat(parts[-2:])]
+        return (self.batch(indices) for indices in parts)
 
     def select(self, indices: Tensor) -> Split:
         """The split of only the images at ``indices`` (int64 ``[n]``), in that order."""

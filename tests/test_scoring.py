@@ -1,0 +1,134 @@
+"""How plans are scored: on the network that is built, with statistics of its own, the same whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import assert_close, images, random_plans, randomise
+from torch import Tensor, nn
+
+from gnnrl_gym import PrunableNetwork
+from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.evaluation.accuracy import PlanEvaluator, logits
+from gnnrl_gym.evaluation.folding import fold, foldable_pairs
+from gnnrl_gym.pruning.recalibration import batch_norms, recalibrate
+from gnnrl_gym.zoo import load_data, load_model
+
+Env = gym.Env[Any, Any]
+
+
+@pytest.fixture
+def env(digits_env: Env) -> Env:
+    digits_env.reset(seed=0)
+    return digits_env
+
+
+def prune(env: Env) -> Any:
+    assert isinstance(env.unwrapped, PruneEnv)
+    return env.unwrapped
+
+
+def test_folded_network_is_the_same_function(env: Env) -> None:
+    inner = prune(env)
+    x, pairs = inner.data.search.take(50).tensors()[0], foldable_pairs(inner.network.channels)
+    assert pairs
+    for plan in random_plans(inner.network, 3):
+        built = inner.evaluator.build(plan)
+        plain = logits(built, x).clone()
+        norms = len(batch_norms(built))
+        folded = fold(built, pairs)
+        assert len(batch_norms(folded)) == norms - len(pairs) < norms
+        assert_close([logits(folded, x)], [plain])
+
+
+class Activated(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class Renamed(nn.Module):
+    """The convolution and the norm have two names each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+        self.body = nn.Sequential(self.first, self.norm, nn.ReLU(), *last())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class InPlace(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).mul_(2.0))
+
+
+def last() -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)]
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), *last())
+    model[1].register_forward_hook(lambda module, x, y: y.relu())
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.Sequential(nn.Conv2d(1, 8, 3), Activated(8), *last()), Renamed, hooked,
+     lambda: InPlace(nn.Conv2d(1, 8, 3), nn.ReLU(), *last())],
+    ids=["activated norm", "two names", "hook", "in place"],
+)  # fmt: skip
+def test_what_is_scored_is_what_is_built(make: Callable[[], nn.Module]) -> None:
+    data, model = load_data("digits"), randomise(make())
+    network = PrunableNetwork(model, torch.zeros(1, 1, 8, 8))
+    evaluator = PlanEvaluator(network, data.train, data.search.take(100), 64)
+    x, plan = data.search.take(100).tensors()[0], network.widths
+    for _ in range(2):  # the second one on images that the first has seen
+        assert_close([evaluator._outputs(plan, evaluator._search)], [evaluator.build(plan)(x.clone())])
+
+
+def test_same_plan_same_score_whoever_asks(env: Env) -> None:
+    inner = prune(env)
+    plan = inner.network.widths // 2
+    first = inner.evaluator.score(plan)
+    assert inner.evaluator.score(plan) == first
+    fresh = PlanEvaluator(inner.network, inner.data.train, inner.data.search.take(100), 64)
+    assert fresh.score(plan.astype(np.int32)) == first
+
+
+def test_sensitivity_has_a_number_per_group_and_is_in_the_observation(env: Env) -> None:
+    inner = prune(env)
+    rise = inner.evaluator.sensitivity()
+    assert rise.shape == inner.network.widths.shape
+    assert np.isfinite(rise).all() and (rise > 0).any()
+    builder = inner.network.graph_builder
+    before = builder.static.copy()
+    builder.set_sensitivity(rise)
+    np.testing.assert_array_equal(builder.static, before)
+
+
+def test_recalibration_replaces_statistics_and_nothing_else() -> None:
+    model, x = randomise(load_model("resnet20")).train(), images(96, 3, 32, 32)
+    norms = batch_norms(model)
+    norms[0].momentum = 0.3
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert recalibrate(model, x) is model
+    assert not any(module.training for module in model.modules())
+    assert [norm.momentum for norm in norms] == [0.3] + [0.1] * (len(norms) - 1)
+    for key, value in model.state_dict().items():
+        statistic = "running" in key or "num_batches" in key
+        assert torch.equal(value, before[key]) != statistic, key
+
+
+def test_recalibrated_statistics_are_those_of_the_images() -> None:
+    model, x = randomise(load_model("resnet20")), images(64, 3, 32, 32)
+    first = model.conv1(x).transpose(0, 1).flatten(1)
+    recalibrate(model, x)
+    torch.testing.assert_close(model.bn1.running_mean, first.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.bn1.running_var, first.var(1), rtol=1e-4, atol=1e-5)
