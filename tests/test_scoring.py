@@ -52,12 +52,12 @@ class Activated(nn.BatchNorm2d):
 
 
 class Renamed(nn.Module):
-    """The convolution and the norm have two names each."""
+    """The convolution has two names."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
-        self.body = nn.Sequential(self.first, self.norm, nn.ReLU(), *last())
+        self.first = nn.Conv2d(1, 8, 3)
+        self.body = nn.Sequential(self.first, nn.BatchNorm2d(8), nn.ReLU(), *last())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
