@@ -55,24 +55,26 @@ class Slimmer:
         for (name, dim), owner in groups.owner.items():
             if (owner >= 0).any():
                 self._dims[name].append((dim, owner))
-        self._tensors = _named_tensors(model)
+        self._reading = {product.factors[1] for product in channels.products if len(product.factors) > 1}
 
     def mask(self, kept: np.ndarray) -> nn.Module:
-        """Full-size copy in which every parameter entry of a unit that is not `kept` (bool [U]) is zero, so no reader
-        gets anything from it."""
+        """Full-size copy in which every parameter entry of a unit that is not `kept` (bool [U]) is zero, and so is
+        every entry of a buffer that reads it as a weight: no reader gets anything from it."""
         model = copy.deepcopy(self.model)
-        tensors = dict(model.named_parameters())
+        tensors, parameters = _named_tensors(model), dict(model.named_parameters())
         with torch.no_grad():
             for name, dims in self._dims.items():
-                for dim, owner in dims if name in tensors else ():
-                    tensors[name].index_fill_(dim, _indices(~_stays(owner, kept), tensors[name]), 0)
+                for dim, owner in dims:
+                    if name in parameters or (name, dim) in self._reading:  # no variance of a norm: it divides
+                        tensors[name].index_fill_(dim, _indices(~_stays(owner, kept), tensors[name]), 0)
         return model
 
     def slim(self, kept: np.ndarray) -> nn.Module:
         """Physically smaller copy of the same class with only the `kept` units (bool [U])."""
         # deepcopy takes what its memo already holds, so the big tensors are never copied whole
         memo: dict[int, Any] = {}
-        for name, tensor in self._tensors.items():
+        # looked up now: a network that was moved, or trained on, may hold other buffers than before
+        for name, tensor in _named_tensors(self.model).items():
             memo[id(tensor)] = self._cut(name, tensor, kept)
         model = copy.deepcopy(self.model, memo)
         self._resize_modules(model)

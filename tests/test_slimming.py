@@ -1,0 +1,91 @@
+"""Cutting and masking where it is easy to get wrong: buffers that are weights, networks that change after they were
+traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_close, exact_network, images, outputs, random_plans, randomise
+from torch import Tensor, nn
+
+from gnnrl_gym import PrunableNetwork
+
+X = images(1, 3, 8, 8)
+
+
+class Fixed(nn.Module):
+    """A projection that isn't trained."""
+
+    def __init__(self, *shape: int, function: Callable[[Tensor, Tensor], Tensor] = F.linear) -> None:
+        super().__init__()
+        self.register_buffer("w", images(*shape))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.w)  # type: ignore[arg-type]
+
+
+# what makes its channels anything but zero, and what reads them
+FIXED: dict[str, Callable[[], list[nn.Module]]] = {
+    "linear": lambda: [nn.Linear(16, 12), nn.Sigmoid(), Fixed(8, 12), nn.ReLU(), nn.Linear(8, 4)],
+    "after a norm": lambda: [nn.Linear(16, 12), nn.BatchNorm1d(12, affine=False), Fixed(8, 12), nn.Linear(8, 4)],
+    "convolution": lambda: [
+        nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 6, 3), nn.Sigmoid(), Fixed(5, 6, 1, 1, function=F.conv2d),
+        nn.Flatten(), nn.Linear(20, 4),
+    ],
+    "transposed": lambda: [
+        nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 6, 3), nn.Sigmoid(), Fixed(6, 5, 1, 1, function=F.conv_transpose2d),
+        nn.Flatten(), nn.Linear(20, 4),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_buffer_that_reads_channels_is_masked_too(name: str) -> None:
+    torch.manual_seed(0)
+    network = exact_network(nn.Sequential(*FIXED[name]()), images(3, 16))
+    assert len(network.widths) == 2
+
+
+def convolutions() -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 4)
+    return nn.Sequential(*parts)
+
+
+class RunningMean(nn.Module):
+    """Training gives it another buffer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = self.mean * 0.9 + 0.1 * x.detach().mean((0, 2, 3))[:, None, None]
+        return x - self.mean
+
+
+def test_a_network_that_was_converted_is_cut_as_it_is_now() -> None:
+    model = randomise(convolutions())
+    network = PrunableNetwork(model, X)
+    model.double()
+    for plan in random_plans(network, 4):
+        slim = network.slim(plan)
+        assert all(tensor.dtype == torch.float64 for tensor in slim.parameters())
+        assert_close(outputs(slim, X.double()), outputs(network.mask(plan), X.double()), 1e-9)
+
+
+def test_a_buffer_that_training_reassigned_is_cut() -> None:
+    model = convolutions()
+    model[1] = RunningMean(8)
+    network = PrunableNetwork(model, X)
+    model.train()(X)
+    for plan in random_plans(network, 4):
+        slim: Any = network.slim(plan)
+        assert len(slim[1].mean) == plan[0] and slim[1].mean.any()
+        assert_close(outputs(slim, X), outputs(network.mask(plan), X))
