@@ -1,5 +1,5 @@
 """Cutting and masking where it is easy to get wrong: buffers that are weights, networks that change after they were
-traced."""
+traced, numbers of channels in other people's code."""
 
 from __future__ import annotations
 
@@ -89,3 +89,80 @@ def test_a_buffer_that_training_reassigned_is_cut() -> None:
         slim: Any = network.slim(plan)
         assert len(slim[1].mean) == plan[0] and slim[1].mean.any()
         assert_close(outputs(slim, X), outputs(network.mask(plan), X))
+
+
+class Numbered(nn.Conv2d):
+    """A subclass with a number of channels in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).view(-1, 6, 8, 8)
+
+
+class Renamed(nn.Conv2d):
+    """A subclass whose forward is torch's."""
+
+
+# ---- importance ---------------------------------------------------------------------------------------------------
+
+
+class TrainingHead(nn.Module):
+    """A head that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head, self.extra = (
+            nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 4), nn.Linear(8, 4),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.first(x).relu()
+        z = self.head(self.second(y).mean((2, 3)))
+        return (z, self.extra(y.mean((2, 3)))) if self.training else z
+
+
+def transposed() -> nn.Module:
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3)
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+
+
+TAYLOR: dict[str, Callable[[], nn.Module]] = {
+    "a transposed convolution reads": transposed,
+    "a head of training reads": TrainingHead,
+    "weights that are not trained": lambda: TrainingHead().requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("name", TAYLOR)
+def test_taylor_scores_every_unit(name: str) -> None:
+    model = TAYLOR[name]()
+    trained = [p.requires_grad for p in model.parameters()]
+    network = PrunableNetwork(model, X, "taylor", batch=(images(40, 3, 8, 8), torch.arange(40) % 4))
+    for group in range(len(network.widths)):
+        assert len(set(network.importance[network.groups.group_of == group].tolist())) > 1
+    assert [p.requires_grad for p in model.parameters()] == trained and all(p.grad is None for p in model.parameters())
+
+
+# ---- numbers of channels ------------------------------------------------------------------------------------------
+
+
+def test_a_number_in_a_subclass_of_a_convolution_is_found() -> None:
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, 8, 3, padding=1), Numbered(8, 6, 3, padding=1), nn.Conv2d(6, 5, 3), nn.Flatten()
+    network = exact_network(nn.Sequential(*parts, nn.Linear(180, 4)), X, warns="'1'.*holds a number of channels")
+    assert network.widths.tolist() == [8, 5]
+
+
+def test_hooks_with_numbers_are_found_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 5, 3))
+    model[1].register_forward_hook(lambda module, given, found: found.view(-1, 6, 8, 8))
+    network = exact_network(model, X, warns="holds a number of channels")
+    assert network.widths.tolist() == [8]
+
+
+def test_grouped_subclasses_stay_prunable() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Renamed(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(128, 4))
+    assert exact_network(model, X).widths.tolist() == [4]
