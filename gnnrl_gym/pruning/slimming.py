@@ -138,7 +138,7 @@ def literal_home(model: nn.Module, path: str) -> str:
     """Who keeps a literal that stands in module `path`:
 
     * "attribute": the module updates it.
-    * "resized": a torch.nn convolution, whose groups are, or a norm.
+    * "resized": a torch.nn convolution, whose groups are, or a norm; of a subclass only where the forward is torch's.
     * "heads": an attention module of torch or torchvision, which becomes one of fewer heads.
     * "traced": a foreign module without parameters, replaced by its traced graph.
     * "code": nobody for sure. It must be computed from shapes, or from an attribute that is found by its value
@@ -147,12 +147,22 @@ def literal_home(model: nn.Module, path: str) -> str:
     module = model.get_submodule(path)
     if path and holds_heads(module):
         return "heads"
-    if isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)):
+    if isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)) and _as_torch_has_it(module):
         return "resized"
     if isinstance(module, (HoldsChannelPadding, HoldsSplitSizes)):
         return "attribute"
     own_tensors = next(iter(_named_tensors(module)), None)
     return "traced" if path and own_tensors is None and not _adapts(module) else "code"
+
+
+def _as_torch_has_it(module: nn.Module) -> bool:
+    """Whether nothing but torch's own code computes what the module gives."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return not hooks and all(_of_torch(getattr(module, name, None)) for name in ("forward", "_conv_forward"))
+
+
+def _of_torch(method: Any) -> bool:
+    return method is None or method.__module__.startswith("torch.nn.")
 
 
 def _adapts(module: nn.Module) -> bool:
