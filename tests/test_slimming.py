@@ -166,3 +166,69 @@ def test_grouped_subclasses_stay_prunable() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), Renamed(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(128, 4))
     assert exact_network(model, X).widths.tolist() == [4]
+
+
+# ---- foreign modules: kept, replaced or frozen --------------------------------------------------------------------
+
+
+class Foreign(nn.Module):
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def shuffled(module: Any, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def shuffled_by_number(module: Any, x: Tensor) -> Tensor:
+    n, _, h, w = x.shape
+    return x.view(n, 2, 4, h, w).transpose(1, 2).reshape(n, 8, h, w)
+
+
+def zeros_by_number(module: Any, x: Tensor) -> Tensor:
+    return torch.cat([x[:, 3:7], torch.zeros(x.shape[0], 4, *x.shape[2:])], 1)
+
+
+def parts_swapped(module: Any, x: Tensor) -> Tensor:
+    return torch.cat(x.split([3, 5], 1)[::-1], 1)
+
+
+def parts_dropped(module: Any, x: Tensor) -> Tensor:
+    return F.dropout(parts_swapped(module, x), 0.5, module.training)
+
+
+def shuffled_and_dropped(module: Any, x: Tensor) -> Tensor:
+    return F.dropout(shuffled(module, x), 0.5, module.training)
+
+
+# name: (its function, widths around it, what becomes of the module)
+FOREIGN: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[int], str]] = {
+    "computes from shapes": (shuffled, [4, 6], "Foreign"),
+    "computes from shapes, drops": (shuffled_and_dropped, [4, 6], "Foreign"),
+    "numbers": (parts_swapped, [8, 6], "GraphModule"),
+    "numbers and image sizes": (shuffled_by_number, [6], "Foreign"),
+    "numbers and batch sizes": (zeros_by_number, [6], "Foreign"),
+    "numbers, drops": (parts_dropped, [6], "Foreign"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*frozen:UserWarning")
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_module_does_the_same_on_other_sizes_and_in_training(name: str) -> None:
+    function, widths, becomes = FOREIGN[name]
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Foreign(function), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1)
+    network = PrunableNetwork(nn.Sequential(*parts, nn.Flatten(), nn.Linear(6, 4)), X)
+    assert network.widths.tolist() == widths
+    for plan in random_plans(network, 4):
+        slim: Any = network.slim(plan)
+        assert type(slim[2]).__name__.startswith(becomes)
+        for shape in ((1, 3, 8, 8), (3, 3, 8, 8), (2, 3, 16, 16), (2, 3, 12, 8)):
+            assert_close(outputs(slim, images(*shape)), outputs(network.mask(plan), images(*shape)))
+        slim.train()
+        assert torch.equal(slim(X), slim(X)) == ("drops" not in name)
