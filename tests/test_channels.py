@@ -206,7 +206,7 @@ def test_batch_of_two(name: str) -> None:
     exact_network(NETWORKS[name][0](), images(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("name", ["foreign zero padding", "foreign shuffle", "foreign slice"])
+@pytest.mark.parametrize("name", ["foreign zero padding", "foreign split", "foreign slice"])
 def test_foreign_module_is_replaced_by_its_traced_graph_for_any_batch(name: str) -> None:
     model = randomise(NETWORKS[name][0]())
     network = PrunableNetwork(model, images(1, 3, 8, 8))

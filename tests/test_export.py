@@ -234,6 +234,20 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
         export_onnx(module, args, tmp_path / "two.onnx")
 
 
+class Answers(nn.Module):
+    """A class, whether it is a likely one, and nothing, next to what they are computed from."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.argmax(1), x.amax(1) > 1, x[:, :0], x
+
+
+def test_outputs_of_integers_and_truth_values(tmp_path: Path) -> None:
+    export_program(Answers(), images(1, 4), tmp_path / "answers.pt2")
+    x = images(5, 4, seed=2)
+    for found, expected in zip(torch.export.load(tmp_path / "answers.pt2").module()(x), Answers()(x), strict=True):
+        assert torch.equal(found, expected)
+
+
 class FixedBatch(nn.Module):
     """Holds the batch size of its example."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -84,18 +85,22 @@ def _bn_scale(model: nn.Module, groups: ChannelGroups) -> Floats:
 def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
     """A unit goes when all its readers lose it: the sum of weight times gradient over them is the first-order change
     of the loss; its square is averaged over mini-batches."""
-    readers = [(w, owner) for w, dim, owner in _owned(model, groups) if dim == 1]
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model = copy.deepcopy(model).eval()
+    transposed = {
+        m.weight for m in model.modules() if isinstance(m, nn.modules.conv._ConvTransposeNd) and m.groups == 1
+    }
+    readers = [(w, dim, owner) for w, dim, owner in _owned(model, groups) if dim == (0 if w in transposed else 1)]
+    for weight, *_ in readers:
+        weight.requires_grad_()  # what is not trained is pruned all the same
     scores = np.zeros(len(groups.group_of))
     for images, labels in zip(batch[0].split(32), batch[1].split(32), strict=True):
         with torch.enable_grad():
             loss = nn.functional.cross_entropy(model(images), labels)
-            gradients = torch.autograd.grad(loss, [w for w, _ in readers])
+            # a head that only training uses has no part in it
+            gradients = torch.autograd.grad(loss, [w for w, *_ in readers], allow_unused=True)
         change = np.zeros(len(scores))
-        for (weight, owner), gradient in zip(readers, gradients, strict=True):
-            change += _spread(groups, owner, (weight * gradient).transpose(0, 1).flatten(1).sum(1))
+        for (weight, dim, owner), gradient in zip(readers, gradients, strict=True):
+            if gradient is not None:
+                change += _spread(groups, owner, (weight * gradient).transpose(0, dim).flatten(1).sum(1))
         scores += change**2
-    for module, mode in before:
-        module.training = mode
     return scores

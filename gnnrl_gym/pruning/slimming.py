@@ -16,6 +16,7 @@ from gnnrl_gym.graph.groups import ChannelGroups, Ints
 from gnnrl_gym.graph.trace import Trace, module_path, shape_of
 from gnnrl_gym.pruning.attention import drop_heads, holds_heads
 from gnnrl_gym.pruning.attributes import Attributes, set_attributes
+from gnnrl_gym.pruning.foreign import Foreign
 
 
 @runtime_checkable
@@ -55,28 +56,31 @@ class Slimmer:
         for (name, dim), owner in groups.owner.items():
             if (owner >= 0).any():
                 self._dims[name].append((dim, owner))
-        self._tensors = _named_tensors(model)
+        self._replaced: dict[str, bool] = {}
+        self._reading = {product.factors[1] for product in channels.products if len(product.factors) > 1}
 
     def mask(self, kept: np.ndarray) -> nn.Module:
-        """Full-size copy in which every parameter entry of a unit that is not `kept` (bool [U]) is zero, so no reader
-        gets anything from it."""
+        """Full-size copy in which every parameter entry of a unit that is not `kept` (bool [U]) is zero, and so is
+        every entry of a buffer that reads it as a weight: no reader gets anything from it."""
         model = copy.deepcopy(self.model)
-        tensors = dict(model.named_parameters())
+        tensors, parameters = _named_tensors(model), dict(model.named_parameters())
         with torch.no_grad():
             for name, dims in self._dims.items():
-                for dim, owner in dims if name in tensors else ():
-                    tensors[name].index_fill_(dim, _indices(~_stays(owner, kept), tensors[name]), 0)
+                for dim, owner in dims:
+                    if name in parameters or (name, dim) in self._reading:  # no variance of a norm: it divides
+                        tensors[name].index_fill_(dim, _indices(~_stays(owner, kept), tensors[name]), 0)
         return model
 
     def slim(self, kept: np.ndarray) -> nn.Module:
         """Physically smaller copy of the same class with only the `kept` units (bool [U])."""
         # deepcopy takes what its memo already holds, so the big tensors are never copied whole
         memo: dict[int, Any] = {}
-        for name, tensor in self._tensors.items():
+        # looked up now: a network that was moved, or trained on, may hold other buffers than before
+        for name, tensor in _named_tensors(self.model).items():
             memo[id(tensor)] = self._cut(name, tensor, kept)
         model = copy.deepcopy(self.model, memo)
         self._resize_modules(model)
-        edit_literals(model, self.trace, self.channels, self.groups, kept)
+        self._edit_literals(model, kept)
         set_attributes(model, self.attributes, self.channels, self.groups, kept)
         return model
 
@@ -86,6 +90,30 @@ class Slimmer:
             data = data.index_select(dim, _indices(_stays(owner, kept), data))
         data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
         return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+    def _edit_literals(self, model: nn.Module, kept: np.ndarray) -> None:
+        """Bring the channel literals of `model` (already slim) in line with the `kept` units."""
+        for path, nodes in literal_sites(self.channels, self.groups).items():
+            home = literal_home(model, path)
+            if home == "traced":
+                if self._replaces(path, nodes):
+                    model.set_submodule(path, _traced_module(self.trace, path, nodes, self.groups, kept))
+            elif home == "heads":
+                drop_heads(model.get_submodule(path))
+            else:
+                _update_attributes(model.get_submodule(path), nodes[0], self.groups, kept)
+
+    def _replaces(self, path: str, nodes: list[fx.Node]) -> bool:
+        """Whether its traced graph replaces the module `path`, whose literals are `nodes`; the answer is kept."""
+        if path in self.attributes:  # which are the module's own
+            return False
+        if path not in self._replaced:
+            inside = _inside(self.trace, path)
+            foreign = Foreign(self.model.get_submodule(path), _sources(inside), inside[-1], self.groups)
+            self._replaced[path] = foreign.may_be(
+                lambda kept: _traced_module(self.trace, path, nodes, self.groups, kept)
+            )
+        return self._replaced[path]
 
     def _resize_modules(self, model: nn.Module) -> None:
         modules = dict(model.named_modules())
@@ -136,16 +164,16 @@ def literal_home(model: nn.Module, path: str) -> str:
     """Who keeps a literal that stands in module `path`:
 
     * "attribute": the module updates it.
-    * "resized": a torch.nn convolution, whose groups are, or a norm.
+    * "resized": a torch.nn convolution, whose groups are, or a norm; of a subclass only where the forward is torch's.
     * "heads": an attention module of torch or torchvision, which becomes one of fewer heads.
-    * "traced": a foreign module without parameters, replaced by its traced graph.
+    * "traced": a foreign module without parameters, replaced by its traced graph where that does the same.
     * "code": nobody for sure. It must be computed from shapes, or from an attribute that is found by its value
       (`gnnrl_gym.pruning.attributes`); a probe checks that.
     """
     module = model.get_submodule(path)
     if path and holds_heads(module):
         return "heads"
-    if isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)):
+    if isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)) and _as_torch_has_it(module):
         return "resized"
     if isinstance(module, (HoldsChannelPadding, HoldsSplitSizes)):
         return "attribute"
@@ -153,25 +181,28 @@ def literal_home(model: nn.Module, path: str) -> str:
     return "traced" if path and own_tensors is None and not _adapts(module) else "code"
 
 
+def _as_torch_has_it(module: nn.Module) -> bool:
+    """Whether nothing but torch's own code computes what the module gives."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return not hooks and all(_of_torch(getattr(module, name, None)) for name in ("forward", "_conv_forward"))
+
+
+def _of_torch(method: Any) -> bool:
+    return method is None or method.__module__.startswith("torch.nn.")
+
+
 def _adapts(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
 
 
-def edit_literals(model: nn.Module, trace: Trace, channels: Channels, groups: ChannelGroups, kept: np.ndarray) -> None:
-    """Bring the channel literals of `model` (already slim) in line with the `kept` units."""
+def literal_sites(channels: Channels, groups: ChannelGroups) -> dict[str, list[fx.Node]]:
+    """Path of a module -> its literals of channels that can go."""
     sites: dict[str, list[fx.Node]] = defaultdict(list)
     for node in channels.literals:
         counted = node.all_input_nodes[0] if operator_name(node) in _CUTS else node
         if counted in groups.values and (groups.values[counted][1] >= 0).any():
             sites[module_path(node)].append(node)
-    for path, nodes in sites.items():
-        home = literal_home(model, path)
-        if home == "traced":
-            model.set_submodule(path, _traced_module(trace, path, nodes, groups, kept))
-        elif home == "heads":
-            drop_heads(model.get_submodule(path))
-        else:
-            _update_attributes(model.get_submodule(path), nodes[0], groups, kept)
+    return sites
 
 
 def _update_attributes(module: nn.Module, node: fx.Node, groups: ChannelGroups, kept: np.ndarray) -> None:
@@ -199,26 +230,29 @@ def _padding(node: fx.Node, groups: ChannelGroups, kept: np.ndarray) -> tuple[in
     return int(stays[:front].sum()), int(stays[len(stays) - back :].sum())
 
 
+def _inside(trace: Trace, path: str) -> list[fx.Node]:
+    return [node for node in trace.operations() if f"{module_path(node)}.".startswith(f"{path}.")]
+
+
+def _sources(inside: list[fx.Node]) -> list[fx.Node]:
+    """What the nodes `inside` a module take from outside, as it comes."""
+    own = set(inside)
+    return list(dict.fromkeys(source for node in inside for source in node.all_input_nodes if source not in own))
+
+
 def _traced_module(
     trace: Trace, path: str, literals: list[fx.Node], groups: ChannelGroups, kept: np.ndarray
 ) -> fx.GraphModule:
     """The nodes of the parameter-free module `path` as a module of their own, with its channel literals edited."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    last: fx.Node | None = None
-    for node in trace.operations():
-        if not (module_path(node) == path or module_path(node).startswith(path + ".")):
-            continue
-        for source in node.all_input_nodes:
-            if source not in copies:
-                copies[source] = graph.placeholder(source.name)
-        copies[node] = last = graph.node_copy(node, lambda n: copies[n])
+    graph, inside = fx.Graph(), _inside(trace, path)
+    copies = {source: graph.placeholder(source.name) for source in _sources(inside)}
+    for node in inside:
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
         if node in literals:
             copies[node].args = _edited(node, copies[node].args, groups, kept)
             if operator_name(node) == "split":  # parts of one size, which they are no more
                 copies[node].target = torch.ops.aten.split_with_sizes.default
-    assert last is not None
-    graph.output(last)
+    graph.output(copies[inside[-1]])
     return fx.GraphModule({}, graph)
 
 
