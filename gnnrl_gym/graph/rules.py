@@ -265,13 +265,13 @@ def cat(c: Channels, node: fx.Node, tensors: Any, dim: int = 0) -> Any:
     return spread(torch.cat([p for p in parts if p is not None]), dim, shape_of(node))
 
 
-@rule("chunk", "split", "split_with_sizes", "unbind")
+@rule("chunk", "split", "split_with_sizes")
 def split(c: Channels, node: fx.Node, x: Any, sizes: Any = 0, dim: int = 0) -> Any:
     """Executed on the ids. `chunk` cuts what is left into equal parts, so its parts are tied; sizes are literals."""
     if not isinstance(x, Tensor):
         return NotImplemented
     target: Any = node.target
-    parts = target(x, sizes) if "unbind" in str(target) else target(x, sizes, dim)
+    parts = target(x, sizes, dim)
     if dim % x.dim() in varying(x):
         chunks = "chunk" in str(target)
         if chunks and any(p.shape != parts[0].shape for p in parts):
@@ -280,6 +280,16 @@ def split(c: Channels, node: fx.Node, x: Any, sizes: Any = 0, dim: int = 0) -> A
         for part in parts[1:] if chunks else ():
             c.merge(parts[0], part)
     return [compress(part) for part in parts]
+
+
+@rule("unbind")
+def unbind(c: Channels, node: fx.Node, x: Any, dim: int = 0) -> Any:
+    """Executed on the ids; which of the channels is read is a literal."""
+    if not isinstance(x, Tensor):
+        return NotImplemented
+    if dim % x.dim() in varying(x):
+        c.literals.append(node)
+    return [compress(part) for part in x.unbind(dim)]
 
 
 @rule("pad", "constant_pad_nd")
