@@ -76,6 +76,14 @@ def changed(change: Callable[[Any], Any]) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def without_gradient(x: Tensor) -> Tensor:
+    """Two contexts, one in the other, and two results."""
+    with torch.autocast("cpu", enabled=False):
+        a, b = x.float().relu(), x * torch.tensor(2.0)
+    return a + b
+
+
 def poisoned(value: float) -> nn.Module:
     return changed(lambda m: m.second.weight.data[2, 0, 0].fill_(value))
 
@@ -118,6 +126,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
         lambda: Small(after=lambda y: y[(y.sum(1) > -1e9).nonzero()[:, 0]]),
         X,
         r"shape depends on the data: aten\.nonzero.* in Small \(.*test_hostile\.py:\d+\).*mask",
+    ),
+    "torch.cond": (
+        lambda: Small(lambda x: torch.cond(x.sum() > 0, torch.relu, torch.sin, (x,))), X,
+        r"Small calls torch's higher-order operation 'cond' in 'mixer', .*torch\.where"
     ),
     "custom operation without shapes": (lambda: Small(lambda x: shapeless(x)), X, r"can't trace Small.*register_fake"),
     "forward raises": (lambda: Small(lambda x: x / {}["no"]), X, r"Small .*fails on its example input.*KeyError"),
@@ -195,6 +207,7 @@ ODD: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
         lambda: changed(lambda m: m.first.register_forward_hook(lambda m, x, y: y * torch.ones(8).view(1, 8, 1, 1))),
         X, [6], [],
     ),
+    "no_grad and autocast": (lambda: Small(without_gradient), X, [8, 6], []),
     "weight_norm": (
         lambda: changed(lambda m: parametrizations.weight_norm(m.first)),
         X, [6], [r"_weight_norm in 'first\.parametrizations\.weight\.0'", r"conv2d in 'first'"],
