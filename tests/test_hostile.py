@@ -84,6 +84,19 @@ def without_gradient(x: Tensor) -> Tensor:
     return a + b
 
 
+class ConstantPart(Small):
+    """A parameter that is averaged, pooled, normalised and convolved: nothing of it can be resized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constant, self.norm = nn.Parameter(torch.ones(1, 3, 8, 8)), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Any:
+        c = self.constant
+        pooled = nn.functional.avg_pool2d(c, 2).sum() + nn.functional.interpolate(c, size=4).sum()
+        return super().forward(x) * (c.mean() + pooled + self.norm(c).sum())
+
+
 def poisoned(value: float) -> nn.Module:
     return changed(lambda m: m.second.weight.data[2, 0, 0].fill_(value))
 
@@ -208,6 +221,9 @@ ODD: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
         X, [6], [],
     ),
     "no_grad and autocast": (lambda: Small(without_gradient), X, [8, 6], []),
+    "a parameter as an operand": (
+        ConstantPart, X, [8, 6], [r"avg_pool2d in", r"upsample_nearest2d in", r"mean in", r"batch_norm in 'norm'"]
+    ),
     "weight_norm": (
         lambda: changed(lambda m: parametrizations.weight_norm(m.first)),
         X, [6], [r"_weight_norm in 'first\.parametrizations\.weight\.0'", r"conv2d in 'first'"],
