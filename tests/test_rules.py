@@ -6,10 +6,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 import torch.nn.functional as F
 from conftest import exact_network, images
 from test_channels import Foreign, Net, conv
 from torch import Tensor, nn
+
+
+class Divided(nn.Module):
+    """By a parameter of `shape`."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(shape) + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.scale
 
 
 def between(step: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -23,6 +35,16 @@ FOLLOWED: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
     "squeeze": (lambda x: x.mean((2, 3), True).squeeze()[None, :, None, None], [6, 7]),
     "squeeze of positions": (lambda x: x.mean((2, 3), True).squeeze((2, 3))[..., None, None], [6, 8]),
     "another type and back": (lambda x: x.double().float(), [6, 8]),
+    # quotients that are finite in a removed channel
+    "divided by a norm": (lambda x: x / (x.norm(dim=(2, 3), keepdim=True) + 1e-6), [6, 8]),
+    "normalised": (lambda x: F.normalize(x.flatten(2), dim=-1).view(x.shape), [6, 8]),
+    "standardised": (
+        lambda x: (x - x.mean((2, 3), True)) / (x.pow(2).mean((2, 3), True) + 1e-6) ** 0.5, [6, 8]
+    ),
+    "softmax by hand": (lambda x: x.exp() / x.exp().sum((2, 3), keepdim=True), [6, 8]),
+    "silu by hand": (lambda x: x / (1 + (-x).exp()), [6, 8]),
+    "hard swish by hand": (lambda x: x * F.relu6(x + 3) / 6, [6, 8]),
+    "divided by a temperature": (Divided(1), [6, 8]),
 }  # fmt: skip
 
 
@@ -30,6 +52,21 @@ FOLLOWED: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
 def test_channels_are_followed(name: str) -> None:
     step, widths = FOLLOWED[name]
     assert sorted(exact_network(between(step), images(1, 3, 8, 8), plans=4).widths.tolist()) == widths
+
+
+# name: (step, what the warning has to match): 0/0 in a removed channel
+QUOTIENTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "by the maximum": (lambda x: x / x.abs().amax((2, 3), keepdim=True), "for div in"),
+    "by a norm": (lambda x: x / x.norm(dim=(2, 3), keepdim=True), "for div in"),
+    "negative power": (lambda x: x * x.abs().sum((2, 3), keepdim=True) ** -1, "for pow in"),
+    "by a parameter": (Divided(8, 1, 1), "for div in"),
+}
+
+
+@pytest.mark.parametrize("name", QUOTIENTS)
+def test_quotients_that_are_not_finite_in_removed_channels_are_frozen(name: str) -> None:
+    step, message = QUOTIENTS[name]
+    assert exact_network(between(step), images(1, 3, 8, 8), plans=4, warns=message).widths.tolist() == [6]
 
 
 class Standardised(nn.Conv2d):

@@ -24,6 +24,7 @@ from gnnrl_gym.graph.channels import (
     spread,
     varying,
 )
+from gnnrl_gym.graph.quotients import divides_by_zero
 from gnnrl_gym.graph.trace import shape_of
 
 
@@ -159,7 +160,7 @@ def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     for weight in (a for a in args if isinstance(a, Weight)):
         if not _bind_broadcast(c, weight, result):
             return NotImplemented
-    return result
+    return NotImplemented if divides_by_zero(c, node, args) else result
 
 
 @rule("_assert_tensor_metadata")
