@@ -352,6 +352,8 @@ POSITIONS: dict[str, tuple[Step, dict[str, Any]]] = {
     "third channel gates": (lambda n, x: n.a(x * x[:, 2:3]), {"a": conv(8, 6)}),
     "selected channel gates": (lambda n, x: n.a(x * x[:, 3].sigmoid()[:, None]), {"a": conv(8, 6)}),
     "selected and read": (lambda n, x: n.a(x) + n.b(x[:, 3][:, None]), {"a": conv(8, 6), "b": conv(1, 6)}),
+    "unbound channel gates": (lambda n, x: n.a(x * x.unbind(1)[2][:, None].sigmoid()), {"a": conv(8, 6)}),
+    "unbound by a negative dimension": (lambda n, x: n.a(x * x.unbind(-3)[5][:, None].sigmoid()), {"a": conv(8, 6)}),
     "slice in the middle": (lambda n, x: n.a(x[:, 2:5]) + n.b(x), {"a": conv(3, 6), "b": conv(8, 6)}),
     "every other channel": (lambda n, x: n.a(x[:, ::2]) + n.b(x), {"a": conv(4, 6), "b": conv(8, 6)}),
     "foreign, every other": (
@@ -410,7 +412,7 @@ def test_strict_raises_with_the_place() -> None:
 
 def test_control_flow_on_data_raises_with_the_mend() -> None:
     model = Net(lambda n, x: n.a(x) if x.sum() > 0 else n.a(-x), 6, a=conv(8, 6))
-    with pytest.raises(UnsupportedOperation, match=r"torch\.where, torch\.cond"):
+    with pytest.raises(UnsupportedOperation, match=r"torch\.where or a module attribute"):
         PrunableNetwork(model, images(1, 3, 8, 8))
 
 

@@ -76,6 +76,27 @@ def changed(change: Callable[[Any], Any]) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def without_gradient(x: Tensor) -> Tensor:
+    """Two contexts, one in the other, and two results."""
+    with torch.autocast("cpu", enabled=False):
+        a, b = x.float().relu(), x * torch.tensor(2.0)
+    return a + b
+
+
+class ConstantPart(Small):
+    """A parameter that is averaged, pooled, normalised and convolved: nothing of it can be resized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constant, self.norm = nn.Parameter(torch.ones(1, 3, 8, 8)), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Any:
+        c = self.constant
+        pooled = nn.functional.avg_pool2d(c, 2).sum() + nn.functional.interpolate(c, size=4).sum()
+        return super().forward(x) * (c.mean() + pooled + self.norm(c).sum())
+
+
 def poisoned(value: float) -> nn.Module:
     return changed(lambda m: m.second.weight.data[2, 0, 0].fill_(value))
 
@@ -118,6 +139,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
         lambda: Small(after=lambda y: y[(y.sum(1) > -1e9).nonzero()[:, 0]]),
         X,
         r"shape depends on the data: aten\.nonzero.* in Small \(.*test_hostile\.py:\d+\).*mask",
+    ),
+    "torch.cond": (
+        lambda: Small(lambda x: torch.cond(x.sum() > 0, torch.relu, torch.sin, (x,))), X,
+        r"Small calls torch's higher-order operation 'cond' in 'mixer', .*torch\.where"
     ),
     "custom operation without shapes": (lambda: Small(lambda x: shapeless(x)), X, r"can't trace Small.*register_fake"),
     "forward raises": (lambda: Small(lambda x: x / {}["no"]), X, r"Small .*fails on its example input.*KeyError"),
@@ -194,6 +219,10 @@ ODD: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
     "hook with a number of channels": (
         lambda: changed(lambda m: m.first.register_forward_hook(lambda m, x, y: y * torch.ones(8).view(1, 8, 1, 1))),
         X, [6], [],
+    ),
+    "no_grad and autocast": (lambda: Small(without_gradient), X, [8, 6], []),
+    "a parameter as an operand": (
+        ConstantPart, X, [8, 6], [r"avg_pool2d in", r"upsample_nearest2d in", r"mean in", r"batch_norm in 'norm'"]
     ),
     "weight_norm": (
         lambda: changed(lambda m: parametrizations.weight_norm(m.first)),

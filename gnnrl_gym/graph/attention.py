@@ -93,7 +93,7 @@ def length(c: Channels, node: fx.Node, x: Any, order: Any = 2, dims: Any = None,
     return reduction(c, node, x, dims, keepdim) if isinstance(x, Tensor) else NotImplemented
 
 
-@rule("index")
+@rule("index", of_weights=True)
 def index(c: Channels, node: fx.Node, x: Any, indices: Any) -> Any:
     """Rows of a table [rows, channels]: a bias for every head by relative position."""
     if not isinstance(x, Weight) or len(x.shape) != 2 or len(indices) != 1:

@@ -24,17 +24,21 @@ from gnnrl_gym.graph.channels import (
     spread,
     varying,
 )
+from gnnrl_gym.graph.quotients import divides_by_zero
 from gnnrl_gym.graph.trace import shape_of
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """`channels.rule` for ATen alone: a custom operation may bear one of its names and do something else."""
+def rule(*names: str, of_weights: bool = False) -> Callable[[Rule], Rule]:
+    """`channels.rule` for ATen alone: a custom operation may bear one of its names and do something else. Without
+    `of_weights`, what is done to a parameter itself (its mean, say) has no rule: it has no ids to push on."""
 
     def register(function: Rule) -> Rule:
         @functools.wraps(function)
         def guarded(c: Channels, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
             foreign = getattr(node.target, "namespace", "aten") != "aten"
-            return NotImplemented if foreign else function(c, node, *args, **kwargs)
+            if foreign or (not of_weights and args and isinstance(args[0], Weight)):
+                return NotImplemented
+            return function(c, node, *args, **kwargs)
 
         return channels.rule(*names)(guarded)
 
@@ -137,7 +141,7 @@ def prelu(c: Channels, node: fx.Node, x: Any, weight: Any) -> Any:
     "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu",
     "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus", "tanh", "clamp", "pow", "sqrt", "exp",
     "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
-    "zeros_like", "ones_like", "masked_fill", "clamp_min",
+    "zeros_like", "ones_like", "masked_fill", "clamp_min", of_weights=True,
 )  # fmt: skip
 def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""
@@ -156,7 +160,12 @@ def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     for weight in (a for a in args if isinstance(a, Weight)):
         if not _bind_broadcast(c, weight, result):
             return NotImplemented
-    return result
+    return NotImplemented if divides_by_zero(c, node, args) else result
+
+
+@rule("_assert_tensor_metadata")
+def check(c: Channels, node: fx.Node, *_: Any, **__: Any) -> None:
+    """torch.export's own, before a change of type, as in `x.float()`: it reads no channels."""
 
 
 def _fills(ids: Tensor, dims: set[int], shape: tuple[int, ...]) -> bool:
@@ -177,8 +186,11 @@ def _bind_broadcast(c: Channels, weight: Weight, ids: Tensor) -> bool:
     return True
 
 
-@rule("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-      "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d")  # fmt: skip
+@rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+      "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+      "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+      "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+      "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d")  # fmt: skip
 def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
     """Mixes positions, never channels."""
     moved = list(range(2, x.dim()))
@@ -192,7 +204,7 @@ def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
 @rule("mean", "sum", "amax")
 def reduction(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
     """A mean over positions keeps the channels; one over channels mixes them."""
-    dims = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = sorted(d % x.dim() for d in dims)
     if set(dims) & set(varying(x)):
         # what nobody reads ties nothing: the weights of attention, averaged over the heads
@@ -208,7 +220,7 @@ def _resize(ids: Tensor, dims: list[int], shape: tuple[int, ...]) -> Tensor:
     return ids.expand(shape)
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten")
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", of_weights=True)
 def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
     """Executed on the ids. Where one dimension becomes two, what is kept must stay a rectangle: the ids are tied
     across the first (a channel shuffle's groups), so only the last of them shrinks."""
@@ -228,13 +240,20 @@ def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
       "numpy_T")  # fmt: skip
 def move(c: Channels, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Executed on the ids as it is."""
-    if isinstance(x, Weight):
-        return NotImplemented
     target: Any = node.target
     result = target(x, *args, **kwargs)
     if operator_name(node) in ("select", "roll", "expand") and varying(x):
         c.literals.append(node)  # an index, a shift or a size may be one of channels
+    if operator_name(node) == "squeeze":
+        _keep_two(c, x, args[0] if args else range(x.dim()))
     return compress(result) if isinstance(result, Tensor) else result
+
+
+def _keep_two(c: Channels, x: Tensor, dims: Any) -> None:
+    """`squeeze` would take the dimension of the last channel away: the first of them stays, beside the one that every
+    group keeps."""
+    for d in {d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)} & set(varying(x)):
+        c.freeze(x.narrow(d, 0, 1))
 
 
 @rule("slice")
@@ -265,13 +284,13 @@ def cat(c: Channels, node: fx.Node, tensors: Any, dim: int = 0) -> Any:
     return spread(torch.cat([p for p in parts if p is not None]), dim, shape_of(node))
 
 
-@rule("chunk", "split", "split_with_sizes", "unbind")
+@rule("chunk", "split", "split_with_sizes")
 def split(c: Channels, node: fx.Node, x: Any, sizes: Any = 0, dim: int = 0) -> Any:
     """Executed on the ids. `chunk` cuts what is left into equal parts, so its parts are tied; sizes are literals."""
     if not isinstance(x, Tensor):
         return NotImplemented
     target: Any = node.target
-    parts = target(x, sizes) if "unbind" in str(target) else target(x, sizes, dim)
+    parts = target(x, sizes, dim)
     if dim % x.dim() in varying(x):
         chunks = "chunk" in str(target)
         if chunks and any(p.shape != parts[0].shape for p in parts):
@@ -280,6 +299,16 @@ def split(c: Channels, node: fx.Node, x: Any, sizes: Any = 0, dim: int = 0) -> A
         for part in parts[1:] if chunks else ():
             c.merge(parts[0], part)
     return [compress(part) for part in parts]
+
+
+@rule("unbind")
+def unbind(c: Channels, node: fx.Node, x: Any, dim: int = 0) -> Any:
+    """Executed on the ids; which of the channels is read is a literal."""
+    if not isinstance(x, Tensor):
+        return NotImplemented
+    if dim % x.dim() in varying(x):
+        c.literals.append(node)
+    return [compress(part) for part in x.unbind(dim)]
 
 
 @rule("pad", "constant_pad_nd")

@@ -59,6 +59,7 @@ def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...], training: b
         if not training:
             _run(model, args)  # a plain mistake (a wrong input shape) shows its own error, not export's
         exported = _export(model, args)
+    _inline_contexts(model, exported.graph_module)
     _check_shapes(model, exported.graph)
     _name_modules(model, exported.graph)
     return Trace(exported.graph, *_inputs(model, exported))
@@ -108,10 +109,45 @@ def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedPro
         raise UnsupportedOperation(
             f"torch.export can't trace {type(model).__name__}: {str(error).strip()[:2000]}\n"
             "Usual mend: replace control flow that depends on tensor values (an `if` on a tensor, `.item()`) by "
-            "torch.where, torch.cond or a module attribute."
+            "torch.where or a module attribute."
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+_CONTEXTS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # of torch.no_grad and torch.autocast
+
+
+def _inline_contexts(model: nn.Module, module: fx.GraphModule) -> None:
+    """Put what runs under a `with torch.no_grad()` back into the graph, which export keeps in one of its own. The
+    pruned networks run the forward itself, so there it stays under it."""
+    for node in list(module.graph.nodes):
+        part = next((n for n in node.all_input_nodes if n.op == "get_attr"), None)
+        inner = getattr(module, str(part.target)) if part else None
+        if part is None or not isinstance(inner, fx.GraphModule):
+            continue
+        if str(node.target) not in _CONTEXTS:
+            raise UnsupportedOperation(
+                f"{type(model).__name__} calls torch's higher-order operation '{node.target}' in "
+                f"{named_module(model, node)}, whose functions no rule sees into. Write both branches and choose by "
+                "torch.where, or a plain loop."
+            )
+        _inline_contexts(model, inner)
+        _inline(node, part, inner.graph)
+
+
+def _inline(node: fx.Node, part: fx.Node, inner: fx.Graph) -> None:
+    """Put the nodes of `inner`, which `part` stands for, into the place of the call `node`."""
+    given: Any = node.args[node.args.index(part) + 1 :]
+    places = [n for n in inner.nodes if n.op == "placeholder"]
+    with node.graph.inserting_before(node):
+        found: Any = node.graph.graph_copy(inner, dict(zip(places, given, strict=True)))
+    for user in list(node.users):  # each takes one of the results
+        user.replace_all_uses_with(found[user.args[1]])
+        node.graph.erase_node(user)
+    node.graph.erase_node(node)
+    if not part.users:
+        node.graph.erase_node(part)
 
 
 def _name_modules(model: nn.Module, graph: fx.Graph) -> None:

@@ -1,0 +1,96 @@
+"""Operations between two convolutions: the ones whose channels can be followed, and the ones that are frozen and named.
+How channels are tied is in `test_channels.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import exact_network, images
+from test_channels import Foreign, Net, conv
+from torch import Tensor, nn
+
+
+class Divided(nn.Module):
+    """By a parameter of `shape`."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(shape) + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.scale
+
+
+def between(step: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Eight channels -> `step` -> six."""
+    return Net(lambda n, x: n.a(n.p(x)), 6, a=conv(8, 6), p=step if isinstance(step, nn.Module) else Foreign(step))
+
+
+# name: (step, sorted widths)
+FOLLOWED: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
+    # one channel stays, beside that of the group: the dimension of a last one would go
+    "squeeze": (lambda x: x.mean((2, 3), True).squeeze()[None, :, None, None], [6, 7]),
+    "squeeze of positions": (lambda x: x.mean((2, 3), True).squeeze((2, 3))[..., None, None], [6, 8]),
+    "another type and back": (lambda x: x.double().float(), [6, 8]),
+    # quotients that are finite in a removed channel
+    "divided by a norm": (lambda x: x / (x.norm(dim=(2, 3), keepdim=True) + 1e-6), [6, 8]),
+    "normalised": (lambda x: F.normalize(x.flatten(2), dim=-1).view(x.shape), [6, 8]),
+    "standardised": (
+        lambda x: (x - x.mean((2, 3), True)) / (x.pow(2).mean((2, 3), True) + 1e-6) ** 0.5, [6, 8]
+    ),
+    "softmax by hand": (lambda x: x.exp() / x.exp().sum((2, 3), keepdim=True), [6, 8]),
+    "silu by hand": (lambda x: x / (1 + (-x).exp()), [6, 8]),
+    "hard swish by hand": (lambda x: x * F.relu6(x + 3) / 6, [6, 8]),
+    "divided by a temperature": (Divided(1), [6, 8]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_channels_are_followed(name: str) -> None:
+    step, widths = FOLLOWED[name]
+    assert sorted(exact_network(between(step), images(1, 3, 8, 8), plans=4).widths.tolist()) == widths
+
+
+# name: (step, what the warning has to match): 0/0 in a removed channel
+QUOTIENTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "by the maximum": (lambda x: x / x.abs().amax((2, 3), keepdim=True), "for div in"),
+    "by a norm": (lambda x: x / x.norm(dim=(2, 3), keepdim=True), "for div in"),
+    "negative power": (lambda x: x * x.abs().sum((2, 3), keepdim=True) ** -1, "for pow in"),
+    "by a parameter": (Divided(8, 1, 1), "for div in"),
+}
+
+
+@pytest.mark.parametrize("name", QUOTIENTS)
+def test_quotients_that_are_not_finite_in_removed_channels_are_frozen(name: str) -> None:
+    step, message = QUOTIENTS[name]
+    assert exact_network(between(step), images(1, 3, 8, 8), plans=4, warns=message).widths.tolist() == [6]
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+def test_weight_standardisation_is_frozen() -> None:
+    model = Net(lambda n, x: n.a(x), 6, deep=True, a=Standardised(8, 6, 3))
+    assert exact_network(model, images(1, 3, 8, 8), warns="mean in 'a'").widths.tolist() == [5]
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d])
+def test_pools_of_volumes(layer: Callable[[int], nn.Module]) -> None:
+    first = nn.Sequential(nn.Conv3d(2, 6, 3), nn.BatchNorm3d(6), nn.ReLU())
+    model = nn.Sequential(first, layer(2), nn.Conv3d(6, 4, 1), nn.Flatten(), nn.Linear(32, 2))
+    assert exact_network(model, images(1, 2, 6, 6, 6), plans=3).widths.tolist() == [6, 4]
+
+
+@pytest.mark.parametrize(
+    ("mode", "dims"),
+    [("nearest", 1), ("linear", 1), ("bilinear", 2), ("bicubic", 2), ("nearest", 3), ("trilinear", 3)],
+)
+def test_interpolation(mode: str, dims: int) -> None:
+    layer = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1]
+    model = nn.Sequential(layer(2, 6, 1), nn.Upsample(scale_factor=1.5, mode=mode), layer(6, 4, 1), layer(4, 2, 1))
+    assert exact_network(model, images(1, 2, *[4] * dims), plans=3).widths.tolist() == [6, 4]
