@@ -35,14 +35,15 @@ def matching_attributes(model: nn.Module, channels: Channels, groups: ChannelGro
 
 
 def choices(model: nn.Module, found: Attributes) -> list[list[Attributes]]:
-    """For each class of modules, what may be tried: all attributes that were found, then ever fewer of them."""
+    """For each class of modules, what may be tried: each attribute that was found, then ever more of
+    them: one that equals the number by chance stays as it is."""
     by_class: dict[tuple[type, tuple[str, ...]], list[str]] = defaultdict(list)
     for path, names in found.items():
         by_class[type(model.get_submodule(path)), names].append(path)
     return [
         [
             dict.fromkeys(paths, chosen)
-            for count in range(len(names), 0, -1)
+            for count in range(1, len(names) + 1)
             if len(names) <= _MOST or count == len(names)
             for chosen in combinations(names, count)
         ]

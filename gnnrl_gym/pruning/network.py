@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,6 @@ import numpy.typing as npt
 import torch
 from gymnasium.spaces import GraphInstance
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.channels import operator_name, propagate
@@ -23,6 +24,7 @@ from gnnrl_gym.pruning.attributes import Attributes, choices, matching_attribute
 from gnnrl_gym.pruning.cost import macs_cost, params_cost
 from gnnrl_gym.pruning.importance import Batch, importance_scores
 from gnnrl_gym.pruning.memory import PeakMemory, peak_memory
+from gnnrl_gym.pruning.probe import Probe, cloned
 from gnnrl_gym.pruning.slimming import SPLITS, Slimmer, literal_home
 
 Plans = npt.ArrayLike
@@ -64,7 +66,7 @@ class PrunableNetwork:
     ) -> None:
         self.model = model
         self.example_input = example_input if isinstance(example_input, tuple) else (example_input,)
-        self.trace = trace(model, example_input)
+        self.trace = trace(model, cloned(example_input))
         self.channels = propagate(self.trace, strict)
         self._follow_training_heads(strict)
         for place in dict.fromkeys(self.channels.unsupported):  # a part that runs twice is named once
@@ -80,7 +82,8 @@ class PrunableNetwork:
 
     def _follow_training_heads(self, strict: bool) -> None:
         """Heads that only training uses (GoogLeNet's) read channels too: a second trace shows which."""
-        unused = {name for name, _ in self.model.named_parameters()} - self.trace.used()
+        buffers = [name for name, b in self.model.named_buffers() if b.is_floating_point() and b.dim()]
+        unused = {*dict(self.model.named_parameters()), *buffers} - self.trace.used()
         if not unused:
             return
         # two samples: BatchNorm can't train on one
@@ -89,8 +92,8 @@ class PrunableNetwork:
             propagate(trace(self.model, args, training=True), strict, into=self.channels)
         except (UnsupportedOperation, RuntimeError, ValueError) as error:
             warnings.warn(
-                f"Parameters that eval mode does not use ({sorted(unused)[0]} and {len(unused) - 1} more) are left as "
-                f"they are, since training mode can't be traced: {str(error)[:300]}",
+                f"Parameters or buffers that eval mode does not use ({sorted(unused)[0]} and {len(unused) - 1} more) "
+                f"are left as they are, since training mode can't be traced: {str(error)[:300]}",
                 stacklevel=3,
             )
 
@@ -204,23 +207,37 @@ class PrunableNetwork:
     # ---- literals that nobody updates -------------------------------------------------------------------------
 
     def _freeze_what_does_not_adapt(self) -> None:
-        """Prune at random and compare with the mask; what a literal in the code breaks is frozen and named."""
+        """Prune at random and compare with the mask; what a number in the code breaks is frozen and named."""
         sites = [n for n in self.channels.literals if not self._keeps_itself(n)]
-        if not sites or not len(self.widths) or self._probe(np.arange(len(self.widths))):
+        everything = list(range(len(self.widths)))
+        if not everything:
             return
-        if self._adapts_by_attributes(sites):
-            return
+        self._noisy = Probe(self.model, self.example_input)
+        if not self._probe(everything, thorough=bool(sites)) and not (sites and self._adapts_by_attributes(sites)):
+            self._freeze_broken(sites)
+        del self._noisy  # as large as the model
+
+    def _freeze_broken(self, sites: list[Any]) -> None:
+        everything = range(len(self.widths))
+        if not sites and not self._probe([]):
+            return  # its forward is random: there is nothing to compare
         suspects = self._touching(sites)
-        broken = [g for g in suspects if not self._probe(np.array([g]))]
-        if not self._probe(np.setdiff1d(np.arange(len(self.widths)), broken)):
-            broken = suspects  # some adapt alone, but not to each other
+        free = self._adapting([*(g for g in everything if g not in suspects), *suspects], [])
+        broken = [g for g in everything if g not in free]
         self._name_broken(broken, sites)
         self._set_groups(self.groups.without(np.array(broken)), self.slimmer.attributes)
-        if len(self.widths) and not self._probe(np.arange(len(self.widths))):
+        if not self._probe(list(range(len(self.widths)))):
             raise UnsupportedOperation(
                 f"{type(self.model).__name__} computes something else once channels are removed, and no channel "
                 "group explains it. Check for channel numbers written into its forward."
             )
+
+    def _adapting(self, groups: list[int], free: list[int]) -> list[int]:
+        """`free` and those of `groups`, one after the other, that adapt together with what is free already."""
+        if not groups or self._probe([*free, *groups]):
+            return [*free, *groups]
+        half = len(groups) // 2
+        return self._adapting(groups[half:], self._adapting(groups[:half], free)) if half else free
 
     def _adapts_by_attributes(self, sites: list[Any]) -> bool:
         """Whether the network adapts once integers that its modules hold follow the channels that they equal. Where
@@ -231,11 +248,11 @@ class PrunableNetwork:
             touched = self._touching([n for n in sites if module_path(n) in options[0]])
             for option in options:
                 self.slimmer.attributes = chosen | option
-                if self._probe(np.array(touched)):
+                if self._probe(touched):
                     chosen = chosen | option
                     break
         self.slimmer.attributes = chosen
-        return bool(chosen) and self._probe(np.arange(len(self.widths)))
+        return bool(chosen) and self._probe(list(range(len(self.widths))))
 
     def _keeps_itself(self, site: Any) -> bool:
         """Whether the literal is surely updated: by its own module, which was called once where it depends on that.
@@ -258,36 +275,44 @@ class PrunableNetwork:
             warnings.warn(
                 f"The forward of {where} ({line}) holds a number of channels that can't be updated: the groups that "
                 f"touch it are frozen. {mend}",
-                stacklevel=4,
+                stacklevel=5,
+            )
+        if others := [f"'{self.group_names[g]}'" for g in broken if g not in self._touching(guilty)]:
+            warnings.warn(
+                f"The forward of {type(self.model).__name__} computes with the number of channels of "
+                f"{', '.join(others)} (in a factor, a branch or the shape of another tensor): these groups are "
+                "frozen. To free them, settle such numbers and branches in __init__.",
+                stacklevel=5,
             )
 
-    def _probe(self, chosen: Ints) -> bool:
-        """Whether slim equals mask when units of the `chosen` groups go: about half of them, by chance, and then the
-        other half; all but the first and all but the last of each group. So every unit goes, and all that can."""
-        rng, group_of = np.random.default_rng(0), self.groups.group_of
-        first, last = np.cumsum(self.widths) - self.widths, np.cumsum(self.widths) - 1
-        halves = [rng.random(len(group_of)) < 0.5 for _ in range(PROBES // 2 - 1)]
-        ends = [np.isin(np.arange(len(group_of)), end) for end in (first, last)]
-        for kept in [*halves, *(~half for half in halves), *ends]:
-            kept = kept | ~np.isin(group_of, chosen)
-            empty = np.bincount(group_of, kept, len(self.widths)) == 0
-            kept[(first + rng.integers(self.widths))[empty]] = True  # never an empty layer
-            if not self._agrees(kept):
-                return False
-        return True
+    def _probe(self, chosen: list[int], thorough: bool = True) -> bool:
+        """Whether slim equals mask where only the `chosen` groups can be pruned: on a plan or two, or `thorough`ly."""
+        groups = self.groups.without(np.setdiff1d(np.arange(len(self.widths)), chosen))
+        slimmer = Slimmer(self._noisy.dense, self.trace, self.channels, groups, self.slimmer.attributes)
+        least = groups.widths.min(initial=PROBES)
+        # where all groups are left with few units, the activations may all be zero
+        count = None if thorough else int(least < 5)
+        plans = chain([_equal_widths(groups, max(least - 1, 1))], islice(_halves_and_ends(groups), count))
+        return all(self._noisy.agrees(slimmer, kept) for kept in plans)
 
-    @torch.no_grad()
-    def _agrees(self, kept: npt.NDArray[np.bool_]) -> bool:
-        inputs = [_noise(value) for value in self.example_input]
-        try:
-            slim, mask = self.slimmer.slim(kept).eval(), self.slimmer.mask(kept).eval()
-            if _close(slim(*inputs), mask(*inputs)):
-                return True
-            # a norm over little blows float32's rounding up to the size of a mistake, and float64's to nothing
-            exact = [value.double() if _is_float(value) else value for value in inputs]
-            return _close(slim.double()(*exact), mask.double()(*exact))
-        except Exception:  # whatever a forward raises on the wrong number of channels
-            return False
+
+def _equal_widths(groups: ChannelGroups, width: int) -> npt.NDArray[np.bool_]:
+    """The first `width` units of every group: a number that a forward compares with another one is then equal to it."""
+    place = np.arange(len(groups.group_of)) - (np.cumsum(groups.widths) - groups.widths)[groups.group_of]
+    return np.asarray(place < width)
+
+
+def _halves_and_ends(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:
+    """About half of the units, by chance, and then the other half; all but the first and all but the last of each
+    group. So every unit goes, and all that can."""
+    rng, group_of = np.random.default_rng(0), groups.group_of
+    first, last = np.cumsum(groups.widths) - groups.widths, np.cumsum(groups.widths) - 1
+    halves = [rng.random(len(group_of)) < 0.5 for _ in range(PROBES // 2 - 1)]
+    ends = [np.isin(np.arange(len(group_of)), end) for end in (first, last)]
+    for kept in [*halves, *(~half for half in halves), *ends]:
+        empty = np.bincount(group_of, kept, len(groups.widths)) == 0
+        kept[(first + rng.integers(groups.widths))[empty]] = True  # never an empty layer
+        yield kept
 
 
 def _rebuild(
@@ -306,27 +331,6 @@ def _mend(site: Any) -> str:
     if operator_name(site) in ("view", "reshape") and len(shape_of(site)) == 2:
         return "To free them, write x.flatten(1)."
     return "To free them, take the number from a shape, such as x.shape[1], instead of writing it down."
-
-
-def _close(a: Any, b: Any) -> bool:
-    leaves = zip(*([v for v in tree_leaves(x) if isinstance(v, Tensor)] for x in (a, b)), strict=True)
-    return all(x.shape == y.shape and bool((x - y).abs().max() <= _rounding(x) * y.abs().max()) for x, y in leaves)
-
-
-def _rounding(x: Tensor) -> float:
-    """More than rounding adds up to in a deep network, less than any channel in the wrong place makes."""
-    return min(max(1000 * torch.finfo(x.dtype).eps, 1e-7), 0.1)
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _noise(value: Any) -> Any:
-    """Seeded noise like a floating-point example: on zeros, say, a swap of channels would go unnoticed."""
-    if not _is_float(value):
-        return value
-    return torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
 
 
 def _ranks(groups: ChannelGroups, scores: Floats) -> Ints:

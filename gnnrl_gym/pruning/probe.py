@@ -1,0 +1,133 @@
+"""Whether a slim network computes what the masked one does, seen on noise: weights or an example of zeros, say, would
+hide a channel in the wrong place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from gnnrl_gym.pruning.slimming import Slimmer
+
+Inputs = tuple[Any, ...]
+
+
+class Probe:
+    """Compares the slim and the masked network that are made of `dense`.
+
+    Args:
+        model: never changed.
+        example_input: positional arguments, never changed.
+
+    Attributes:
+        dense: a copy of `model` with noise for weights, so that the verdict does not depend on those; `model` itself
+            where noise leads to NaN or infinity.
+        inputs: noise like the example, or the example times noise where its forward can't take others (a logarithm).
+    """
+
+    def __init__(self, model: nn.Module, example_input: Inputs) -> None:
+        copies: tuple[Callable[[nn.Module], nn.Module], ...] = (_noisy, copy.deepcopy)
+        for make, noise in product(copies, (_noise, _scaled)):
+            self.dense, self.inputs = make(model).eval(), tree_map_only(Tensor, noise, example_input)
+            if self._is_finite():
+                break
+
+    @torch.no_grad()
+    def agrees(self, slimmer: Slimmer, kept: Any) -> bool:
+        """Whether slim equals mask, both made of `dense` by `slimmer`, where the units `kept` (bool [U]) are left."""
+        try:
+            slim, mask = slimmer.slim(kept).eval(), slimmer.mask(kept).eval()
+            if _close(_run(slim, self.inputs), _run(mask, self.inputs)):
+                return True
+            # a norm over little blows float32's rounding up to the size of a mistake, and float64's to nothing
+            exact = tree_map(lambda value: value.double() if _is_float(value) else value, self.inputs)
+            return _close(_run(slim.double(), exact), _run(mask.double(), exact))
+        except Exception:  # whatever a forward raises on the wrong number of channels
+            return False
+
+    @torch.no_grad()
+    def _is_finite(self) -> bool:
+        try:
+            return all(bool(value.isfinite().all()) for value in _tensors(_run(self.dense, self.inputs)))
+        except Exception:  # whatever a forward raises on values that it does not expect
+            return False
+
+
+def cloned(value: Any) -> Any:
+    """`value` with its tensors copied: a forward may change its input in place."""
+    return tree_map_only(Tensor, lambda x: x.detach().clone(), value)
+
+
+def _run(module: nn.Module, inputs: Inputs) -> Any:
+    # in torch.compile's networks every width would be compiled anew
+    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        return module(*cloned(inputs))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _close(a: Any, b: Any) -> bool:
+    return all(_same(x, y) for x, y in zip(_tensors(a), _tensors(b), strict=True))
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    """Equal but for rounding; labels and truth values, which rounding may turn, only in shape."""
+    if x.shape != y.shape:
+        return False
+    if not (_is_float(x) or x.is_complex()) or not x.numel():
+        return True
+    return bool((x - y).abs().max() <= _rounding(x) * y.abs().max())
+
+
+def _rounding(x: Tensor) -> float:
+    """More than rounding adds up to in a deep network, less than any channel in the wrong place makes."""
+    return min(max(1000 * torch.finfo(x.dtype).eps, 1e-7), 0.1)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+# ---- noise ------------------------------------------------------------------------------------------------------
+
+
+def _noise(value: Tensor) -> Tensor:
+    return torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value) if _is_float(value) else value
+
+
+def _scaled(value: Tensor) -> Tensor:
+    noise = torch.rand(value.shape, generator=torch.Generator().manual_seed(0)) + 0.5
+    return value.detach() * noise.to(value) if _is_float(value) else value
+
+
+def _noisy(model: nn.Module) -> nn.Module:
+    """A copy of `model` with seeded noise for parameters and for the statistics of its norms."""
+    generator = torch.Generator().manual_seed(0)
+    memo: dict[int, Any] = {}  # deepcopy takes what is in it, so the weights are never copied
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() or tensor.is_complex():
+            memo[id(tensor)] = nn.Parameter(_weights(name, tensor, generator), tensor.requires_grad)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and isinstance(module.running_var, Tensor):
+            memo[id(module.running_mean)] = _uniform(module.running_var, -0.5, 0.5, generator)
+            memo[id(module.running_var)] = _uniform(module.running_var, 0.5, 1.5, generator)
+    return copy.deepcopy(model, memo)
+
+
+def _weights(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Of a size that activations neither vanish nor explode."""
+    if like.dim() > 1:
+        bound = (6 * len(like) / max(like.numel(), 1)) ** 0.5
+        return _uniform(like, -bound, bound, generator)
+    return _uniform(like, -0.5, 0.5, generator) if "bias" in name else _uniform(like, 0.5, 1.5, generator)
+
+
+def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.empty(like.shape).uniform_(low, high, generator=generator).to(like)
