@@ -1,0 +1,184 @@
+"""Numbers of channels that only a comparison of slim and mask shows: what is frozen, and what is not for its sake."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import assert_close, counted_macs, images, random_plans
+from test_hostile import Mixer, Small, X, tensors
+from torch import Tensor, nn
+
+from gnnrl_gym import PrunableNetwork
+
+
+def swapped(x: Tensor) -> Tensor:
+    return torch.cat([x[:, 4:], x[:, :4]], 1)
+
+
+class Written(Small):
+    """The function `between` in the network's own forward: nothing there is replaced by its traced graph."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.head(self.second(self.mixer.function(self.first(x))).relu().mean((2, 3))))
+
+
+def zero(layer: Any) -> None:
+    nn.init.zeros_(layer.weight)
+
+
+class Scaled(nn.Module):
+    """Divides by a number of channels, which no operation of the trace holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.a, self.b):
+            x = (layer(x) / layer.in_features**0.5).relu()
+        return self.c(x)
+
+
+class Branch(nn.Module):
+    """A projection where the shapes differ, and none where they agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.a, self.down = (nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 8), (8, 12), (8, 12)))
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.a(x)
+        return self.head((y + (x if x.shape == y.shape else self.down(x))).relu())
+
+
+class Projection(nn.Module):
+    """The width of `a` reaches the shape of what `p` makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.p = nn.Conv2d(3, 12, 3, padding=1), nn.Linear(12, 12)
+        self.b, self.head = nn.Conv2d(12, 6, 3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n, c, h, w = x.shape
+        y = self.p(x.flatten(2).transpose(1, 2)).transpose(1, 2)
+        return self.head(self.b(y.reshape(n, c, h, w)))
+
+
+class Normalised(nn.Module):
+    """Noise for input would be NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Small(shuffled)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x.log())
+
+
+FROZEN_NUMBER = r"Written \(.*test_probe\.py:\d+\) holds a number of channels"
+
+# name: (network, example, widths, what its one warning per line has to match)
+PROBED: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
+    "swapped": (lambda: Written(swapped), X, [6], [FROZEN_NUMBER]),
+    "a factor": (Scaled, images(2, 16), [24], [r"Scaled computes with the number of channels of 'a' \("]),
+    "a branch": (Branch, X, [8], [r"Branch computes with the number of channels of 'a' \("]),
+    "another group's shape": (Projection, X, [6], ["Projection .* holds a number", "channels of 'a' "]),
+    "labels returned, too": (lambda: Small(shuffled, lambda y: (y, y.argmax(1))), X, [4, 6], []),
+    "logarithm": (Normalised, X.abs() + 0.1, [4, 6], []),
+}
+
+
+def shuffled(x: Tensor) -> Tensor:
+    return x.view(1, 2, 4, 8, 8).transpose(1, 2).flatten(1, 2)
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_what_a_probe_finds_is_frozen_and_named(name: str) -> None:
+    make, x, widths, expected = PROBED[name]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        network = PrunableNetwork(make(), x)
+    ours = [str(w.message) for w in said if "number" in str(w.message)]
+    assert network.widths.tolist() == widths
+    assert len(ours) == len(expected) and all(re.search(p, m) for p, m in zip(expected, ours, strict=True)), ours
+    for plan in random_plans(network, 4):
+        slim = network.slim(plan)
+        found, masked = (tensors(net, x)[:1] for net in (slim, network.mask(plan)))
+        assert_close(found, masked)
+        assert network.macs(plan) == counted_macs(slim, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*frozen:UserWarning")
+@pytest.mark.parametrize("layer", ["head", "second"])
+def test_weights_of_zero_hide_nothing(layer: str) -> None:
+    model = Written(swapped)
+    zero(getattr(model, layer))
+    before = getattr(model, layer).weight.clone()
+    assert PrunableNetwork(model, X).widths.tolist() == [6]
+    assert torch.equal(getattr(model, layer).weight, before)
+
+
+def test_a_forward_that_changes_its_input_leaves_the_example_alone() -> None:
+    model = nn.Sequential(Mixer(lambda x: x.sub_(0.5).mul_(2.0)), Small(shuffled))
+    x = images(1, 3, 8, 8)
+    assert PrunableNetwork(model, x).widths.tolist() == [4, 6]
+    assert torch.equal(x, X)
+
+
+def test_a_random_forward_freezes_nothing() -> None:
+    model = Small(lambda x: nn.functional.dropout(x, 0.5, training=True))
+    assert PrunableNetwork(model, X).widths.tolist() == [8, 6]
+
+
+class Gain(nn.Module):
+    """Two attributes equal the number of heads; one has nothing to do with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.gain, self.q, self.o = 4, 4, nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = self.q(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.training:
+            x = x * self.gain
+        y = (q @ k.transpose(-1, -2)).softmax(-1).matmul(v).transpose(1, 2)
+        return self.o(y.reshape(n, length, -1)) + 0 * x
+
+
+def test_a_number_that_equals_the_heads_by_chance_stays() -> None:
+    slim: Any = PrunableNetwork(Gain(), images(2, 10, 16)).slim([2])
+    assert (slim.heads, slim.gain) == (2, 4)
+
+
+class Running(Small):
+    """A mean of each channel that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.first(x)
+        if self.training:
+            y = y - self.mean
+        return self.head(self.second(y).relu().mean((2, 3)))
+
+
+def test_a_buffer_that_only_training_uses_follows() -> None:
+    network = PrunableNetwork(Running(), X)
+    assert network.widths.tolist() == [8, 6]
+    assert network.slim([5, 4]).train()(images(2, 3, 8, 8)).shape == (2, 4)
