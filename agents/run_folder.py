@@ -130,11 +130,10 @@ def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], 
 
 
 def _flat(asked: dict[str, Any]) -> dict[str, Any]:
-    """What was asked, without the levels: the arguments of the one environment by their names, others with a prefix."""
+    """What was asked, without the levels: `budget` of `environment` as "environment: budget"."""
     found: dict[str, Any] = {}
     for part, given in asked.items():
-        prefix = "" if part == "environment" else f"{part}: "
-        found |= {f"{prefix}{key}": value for key, value in given.items()} if isinstance(given, dict) else {part: given}
+        found |= {f"{part}: {key}": value for key, value in given.items()} if isinstance(given, dict) else {part: given}
     return found
 
 
