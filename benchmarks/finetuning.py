@@ -28,10 +28,11 @@ def run(options: Options) -> dict[str, Any]:
     """Fine-tunes the finished run folders that `search-comparison` left in the runs folder, seed by seed.
 
     A method without chance has one plan; its seeds are those of the fine-tuning. Interrupted, it goes on at the epoch
-    where it was. `--methods` chooses what is run; the record holds every finished run of the folder.
+    where it was. `--methods` chooses what is run; the record holds every finished run that differs in the number of
+    epochs at most: a schedule of one epoch and one of thirty stand side by side.
     """
     base = options.runs / f"{options.model or DIGITS}-{options.budget:g}-{options.evaluations}"
-    tuned = base.with_name(f"{base.name}-finetuned-{_how(options)}")
+    tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{_how(options)}")
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(method, seed) for seed in seeds for method in options.methods or METHODS]
     context = multiprocessing.get_context("spawn")
@@ -39,15 +40,20 @@ def run(options: Options) -> dict[str, Any]:
         pending = [pool.submit(_finetune, base, tuned, options, method, seed) for method, seed in jobs]
         for done in tqdm(as_completed(pending), total=len(jobs), unit="network", disable=None):
             done.result()
-    folders = [path.parent for method in METHODS for path in sorted(tuned.glob(f"{method}-[0-9]*/{RESULT}"))]
-    about = {"model": options.model or DIGITS, "budget": options.budget, "epochs": options.epochs}
-    about |= {"learning_rate": LEARNING_RATE, "distill": options.distill, "images": options.images}
-    return about | {"rows": [row for folder in folders if (row := _row(folder))]}
+    about = {"model": options.model or DIGITS, "budget": options.budget, "learning_rate": LEARNING_RATE}
+    about |= {"distill": options.distill, "images": options.images}
+    return about | {"rows": [row for folder in _folders(base, options) if (row := _row(folder))]}
+
+
+def _folders(base: Path, options: Options) -> list[Path]:
+    """Run folders of any number of epochs, method by method."""
+    tuned = f"{base.name}-finetuned-*-{_how(options)}"
+    return [path.parent for method in METHODS for path in sorted(base.parent.glob(f"{tuned}/{method}-[0-9]*/{RESULT}"))]
 
 
 def _how(options: Options) -> str:
-    """Of run folders and record: what decides the outcome, in short."""
-    return f"{options.epochs}-{options.distill:g}{'-all' if options.images == 'all' else ''}"
+    """Of run folders and record: what decides the outcome besides the epochs, in short."""
+    return f"{options.distill:g}{'-all' if options.images == 'all' else ''}"
 
 
 def _finetune(base: Path, tuned: Path, options: Options, method: str, seed: int) -> None:
@@ -74,26 +80,36 @@ def _row(folder: Path) -> dict[str, Any] | None:
     network = result.network()
     counted = published_ratio(network.model, result.pruned(), network.example_input[0])
     keys = ("macs_ratio", "params_ratio", "test_accuracy", "finetuned_accuracy", "dense_test_accuracy", "widths")
-    about = {"method": method, "seed": int(seed), "published_ratio": counted}
+    about = {"method": method, "seed": int(seed), "epochs": result.finetune_epochs, "published_ratio": counted}
     return about | {key: getattr(result, key) for key in keys}
 
 
 def table(record: dict[str, Any]) -> str:
-    """A row per method: test accuracy before and after."""
+    """A row per method: test accuracy before, and after every number of epochs."""
+    lengths = sorted({row["epochs"] for row in record["rows"]})
     costs = ["real MACs", "FLOPs, published count", "parameters"]
-    header = ["method", "seeds", *costs, "test before", f"test after {record['epochs']} epochs"]
+    after = [f"after {epochs} epoch{'s' * (epochs > 1)}" for epochs in lengths]
+    header = ["method", "seeds", *costs, "test before", *after]
     dense = 100 * record["rows"][0]["dense_test_accuracy"]
-    rows = [["dense", "", *["100 %"] * 3, f"{dense:.1f}", ""]]
+    rows = [["dense", "", *["100 %"] * 3, f"{dense:.1f}", *[""] * len(lengths)]]
     for method in METHODS:
-        found = [row for row in record["rows"] if row["method"] == method]
-        if not found:
-            continue
-        shares = [f"{statistics.mean(row[key] for row in found):.1%}" for key in SHARES]
-        accuracies = [
-            spread([row[key] for row in found], 2, percent=True) for key in ("test_accuracy", "finetuned_accuracy")
-        ]
-        rows.append([method, str(len(found)), *shares, *accuracies])
+        if found := [row for row in record["rows"] if row["method"] == method]:
+            rows.append([method, *_cells(found, lengths)])
     return markdown_table(header, rows)
+
+
+def _cells(found: list[dict[str, Any]], lengths: list[int]) -> list[str]:
+    """Seeds, costs and accuracies of one method's rows. A plan that was fine-tuned twice is one plan before."""
+    plans = list({tuple(row["widths"]): row for row in found}.values())
+    after = [[row["finetuned_accuracy"] for row in found if row["epochs"] == epochs] for epochs in lengths]
+    counts = [len(values) for values in after]
+    shares = [f"{statistics.mean(row[key] for row in plans):.1%}" for key in SHARES]
+    accuracies = [[row["test_accuracy"] for row in plans], *after]
+    return [
+        " to ".join(map(str, sorted({min(counts), max(counts)}))),
+        *shares,
+        *(spread(values, 2, percent=True) for values in accuracies),
+    ]
 
 
 BENCHMARK = Benchmark(
@@ -101,5 +117,5 @@ BENCHMARK = Benchmark(
     "plans of a search comparison after the same fine-tuning",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}-{_how(options)}",
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}-distill-{_how(options)}",
 )
