@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from agents.refine import finetune_run
 from gnnrl_gym.evaluation.accuracy import accuracy, logits
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.finetuning import SCHEDULES, distillation_loss, finetune
+from gnnrl_gym.evaluation.training import Recipe, train
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
 
 Env = gym.Env[Any, Any]
@@ -42,7 +44,9 @@ def vector(model: nn.Module) -> Tensor:
     return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
 
 
-def rates(data: DataSplits, schedule: str, patch: pytest.MonkeyPatch, epochs: int = 10) -> list[float]:
+def rates(
+    data: DataSplits, schedule: str, patch: pytest.MonkeyPatch, epochs: int = 10, images: int = 256
+) -> list[float]:
     """The learning rate of every step."""
     found: list[float] = []
     step = torch.optim.SGD.step
@@ -52,7 +56,7 @@ def rates(data: DataSplits, schedule: str, patch: pytest.MonkeyPatch, epochs: in
         return step(self, *args)
 
     patch.setattr(torch.optim.SGD, "step", watched)
-    small = replace(data, train=data.train.take(256))
+    small = replace(data, train=data.train.take(images))
     finetune(load_model("digits-resnet"), small, epochs, 0.1, schedule=schedule)
     return found
 
@@ -62,6 +66,16 @@ def test_cosine_falls_from_the_peak(digits: DataSplits, monkeypatch: pytest.Monk
     assert len(found) == 20 and found[0] == 0.1
     assert found[10] == pytest.approx(0.05)
     assert found == sorted(found, reverse=True) and found[-1] < 0.001
+
+
+def test_an_image_left_alone_makes_no_step(digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rates(digits, "cosine", monkeypatch, images=129)  # batches of 128; the last image joins the one before
+    assert len(found) == 10 and found[-1] == pytest.approx(0.1 * (1 - math.cos(math.pi / 10)) / 2)
+    epochs, steps = [], []
+    data, model = replace(digits, train=digits.train.take(129)), load_model("digits-resnet")
+    model.register_forward_hook(lambda *call: steps.append(1))
+    train(model, data, Recipe(epochs=3), on_epoch=lambda epoch, loss: epochs.append(epoch))
+    assert epochs == [1, 2, 3] and len(steps) == 3
 
 
 def test_one_cycle_rises_and_falls(digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,9 @@ def test_no_image_is_alone_in_training(digits: DataSplits) -> None:
     split = digits.search.take(101)
     sizes = [[len(labels) for _, labels in split.batches(50, generator)] for generator in (_generator(), None)]
     assert sizes == [[50, 51], [50, 50, 1]]
+    for size in (1, 2, 50, 100, 101, 200):
+        assert split.shuffled_batches(size) == len(list(split.batches(size, _generator())))
+    assert split.take(1).shuffled_batches(1) == 1
 
 
 def test_batches_cover_the_split_once(digits: DataSplits) -> None:

@@ -66,7 +66,7 @@ def finetune(
             network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    steps = epochs * -(-len(data.train) // BATCH)
+    steps = epochs * data.train.shuffled_batches(BATCH)
     training = _Training(model, optimizer, _scheduler(schedule, optimizer, learning_rate, max(steps, 1)), generator)
     distilled = [temperature, distill] if teacher else None
     start = digest_of(model.state_dict()) if checkpoint else None

@@ -180,9 +180,15 @@ class Split:
         shuffled = generator is not None
         order = torch.randperm(len(self), generator=generator) if shuffled else torch.arange(len(self))
         parts = list(order.split(batch_size))
-        if shuffled and len(parts) > 1 and len(parts[-1]) == 1:
+        if shuffled and len(parts) > self.shuffled_batches(batch_size):
             parts[-2:] = [torch.cat(parts[-2:])]
         return (self.batch(indices) for indices in parts)
+
+    def shuffled_batches(self, batch_size: int) -> int:
+        """How many batches of at least 1 image ``batches`` hands out when it shuffles."""
+        whole, rest = divmod(len(self), batch_size)
+        alone = batch_size == 1 or rest == 1
+        return max(whole + (rest > 0) - alone, 1)
 
     def select(self, indices: Tensor) -> Split:
         """The split of only the images at ``indices`` (int64 ``[n]``), in that order."""
