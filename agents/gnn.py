@@ -137,7 +137,8 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
     Raises:
         TypeError: the space is not that of `PadGraph`.
-        ValueError: `levels` is below 1, or more than there are node features.
+        ValueError: `levels` is below 1, or more than there are node features. From `forward`: masks that something
+            between `PadGraph` and the policy has changed.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Features [B, (max_decisions + 1) * H]: the decision nodes (padding 0), then the whole graph."""
+        _check_masks(observations)
         size = len(observations["nodes"])
         # Plans that are compared with each other mostly come from one state: it is read once.
         if size > 1 and all(torch.equal(part, part[:1].expand_as(part)) for part in observations.values()):
@@ -201,6 +203,16 @@ def _check_padded(space: spaces.Space[Any]) -> None:
         raise TypeError(
             f"The graph policies read padded graphs: wrap the environment with agents.make_sb3_env. Got {space}."
         )
+
+
+def _check_masks(observations: dict[str, Tensor]) -> None:
+    for key in ("node_mask", "edge_mask", "decision_mask"):
+        mask = observations[key]
+        if ((mask != 0) & (mask != 1)).any():  # normalised masks and links would be read as some other graph
+            raise ValueError(
+                f"{key} holds something else than 0 and 1. Graphs must reach the policy as PadGraph gives them: "
+                "use VecNormalize with norm_obs=False."
+            )
 
 
 def split_features(features: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
