@@ -29,13 +29,20 @@ def make_sb3_env(
     rescaling is fixed. Actions become [-1, 1]: a pruning ratio `r` is the action `2 * r - 1`.
 
     Args:
-        env: an environment with a `spaces.Graph` observation and a bounded `Box(A,)` action.
+        env: an environment with a `spaces.Graph` observation and a bounded `Box(A,)` action of floats.
         max_nodes, max_edges, max_decisions: as in `PadGraph`.
 
     Raises:
         TypeError, ValueError: as in `PadGraph`.
+        ValueError: actions without bounds, or whole ones.
     """
     padded = PadGraph(env, max_nodes, max_edges, max_decisions)
+    box: Any = padded.action_space
+    if not box.is_bounded() or not np.issubdtype(box.dtype, np.floating):
+        raise ValueError(
+            f"make_sb3_env rescales actions to [-1, 1], which needs a Box of floats with a low and a high; got {box}. "
+            "Let the environment bound its actions, and round those that it takes as whole numbers."
+        )
     return Monitor(RescaleAction(padded, np.float32(-1), np.float32(1)))
 
 

@@ -121,6 +121,41 @@ def test_other_spaces_are_refused(observation: spaces.Space[Any], action: spaces
         PadGraph(toy)
 
 
+@pytest.mark.parametrize(
+    "nodes, links, message",
+    [
+        (2, None, "3 components, but the graph 2 nodes"),  # a decision would read another graph's node
+        (4, [[0, 4]], "from 0 to 4, but the graph has 4 nodes"),
+        (4, [[-1, 2]], "from -1 to 2, but the graph has 4 nodes"),
+    ],
+)
+def test_what_points_beyond_the_nodes_is_refused(nodes: int, links: Any, message: str) -> None:
+    env = PadGraph(ToyGraphEnv(), **SIZES)
+    with pytest.raises(ValueError, match=message):
+        env.pad(GraphInstance(np.ones((nodes, 3), np.float32), None, None if links is None else np.array(links)))
+
+
+@pytest.mark.parametrize("wrong", [{"max_nodes": 0}, {"max_nodes": 2.5}, {"max_edges": -3}, {"max_decisions": "a"}])
+def test_maxima_that_are_none_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
+        PadGraph(ToyGraphEnv(), **{**SIZES, **wrong})
+
+
+@pytest.mark.parametrize(
+    "action, message",
+    [
+        (spaces.Box(0, 1, (0,)), "no component"),
+        (spaces.Box(-np.inf, np.inf, (3,)), "a low and a high"),
+        (spaces.Box(0, 5, (3,), np.int64), "Box of floats"),  # rescaling makes NaN of them
+    ],
+)
+def test_actions_that_cannot_be_rescaled_are_refused(action: spaces.Box, message: str) -> None:
+    toy = ToyGraphEnv()
+    toy.action_space = action
+    with pytest.raises(ValueError, match=message):
+        make_sb3_env(toy, **SIZES)
+
+
 @pytest.mark.parametrize("levels", [1, 5])
 def test_stable_baselines3_accepts_it(levels: int) -> None:
     env = make_sb3_env(ToyGraphEnv(levels, decisions=(2, 6)), **SIZES)
