@@ -10,11 +10,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from torch import Tensor
+from torch import Tensor, nn
 from toy_env import ToyGraphEnv
 
+from agents import GraphPolicy
 from agents.off_policy import DecayingNoise, EpisodeReplayBuffer, make_off_policy
 from agents.ppo import POLICY
 from agents.sb3 import make_sb3_env
@@ -106,6 +107,21 @@ def test_saved_and_loaded_answers_the_same(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         agent.predict(arrays, deterministic=True)[0], loaded.predict(arrays, deterministic=True)[0]
     )
+
+
+@EACH
+def test_layers_of_actor_and_critic_and_the_buffer_may_be_given(name: str) -> None:
+    agent: Any = make_agent(name, {"net_arch": {"pi": [8], "qf": [24, 16]}}, buffer_size=50)
+    actor = agent.actor.mu if name == "sac" else agent.actor.mu[0]
+    layers = [[m.out_features for m in net if isinstance(m, nn.Linear)] for net in (actor.net, agent.critic.qf0.node)]
+    assert (layers, agent.buffer_size) == ([[8, 1], [24, 16]], 50)
+
+
+def test_state_dependent_exploration_is_refused() -> None:
+    with pytest.raises(ValueError, match="leave use_sde out"):
+        make_agent("sac", use_sde=True)
+    with pytest.raises(ValueError, match="leave use_sde out"):
+        PPO(GraphPolicy, make_env(), use_sde=True)
 
 
 def test_the_buffer_forgets_terminal_states_but_not_truncated_ones() -> None:
