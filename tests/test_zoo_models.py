@@ -149,11 +149,13 @@ def test_public_checkpoints_load_strictly(name: str) -> None:
     assert not model.training
 
 
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "module."])
+@pytest.mark.parametrize(
+    "wrap", ["plain", "state_dict", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_state_dicts_load_as_they_are_usually_saved(saved: Path, wrap: str) -> None:
     state = torch.load(saved, weights_only=True)
-    if wrap == "module.":
-        torch.save({f"module.{key}": value for key, value in state.items()}, saved)
+    if wrap.endswith("."):
+        torch.save({f"{wrap}{key}": value for key, value in state.items()}, saved)
     elif wrap == "state_dict":
         torch.save({"state_dict": state, "epoch": 3}, saved)
     loaded = load_model("digits-resnet", weights=str(saved)).state_dict()
