@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,20 @@ def test_weights_entry_loads_what_torchvision_has(tmp_path: Path, monkeypatch: p
     torch.save(source.state_dict(), file)
     model = load_model("squeezenet1_1", weights="DEFAULT")
     assert torch.equal(_head(model), _head(source))
+
+
+def test_a_failed_download_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, and not as a path: with torchvision's own keys that would not load, or silently compute something else."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def fail(*args: object, **settings: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+    with pytest.raises(FileNotFoundError, match="put it into") as raised:
+        load_model("squeezenet1_1", weights="DEFAULT")
+    place = re.search("put it into '(.*)'", str(raised.value))
+    assert place and Path(place[1]) == tmp_path / "hub" / "checkpoints"  # see the test above
 
 
 def test_number_of_classes_must_be_positive() -> None:

@@ -44,8 +44,9 @@ def load_model(
         name: ``digits-resnet``, ``resnet20/32/44/56/110`` (for 32x32 images), ``cnn-4`` (likewise), ``mlp-300-100``
             (for 28x28), or a torchvision model.
         weights: a file with a state dict; the name of a torchvision weights entry, such as ``"DEFAULT"``
-            (torchvision downloads it); ``"random"``; or None, which means the shipped weights for
-            ``digits-resnet`` and random ones for all others.
+            (torchvision downloads it; its own files are best asked for so, since it adapts some networks to them:
+            GoogLeNet and Inception rescale their images only then); ``"random"``; or None, which means the shipped
+            weights for ``digits-resnet`` and random ones for all others.
         num_classes: outputs of the last layer; None means 10, or 1000 for torchvision's.
         seed: of random weights. The global random state is left alone, so that a name says it all.
 
@@ -140,8 +141,11 @@ def _download(name: str, entry: Any, num_classes: int | None) -> nn.Module:
     try:
         model = torchvision.models.get_model(name, weights=entry)
     except OSError as error:  # urllib's errors are OSErrors
+        # Not as a path: with its entry torchvision renames DenseNet's keys, and has GoogLeNet and Inception rescale
+        # their images.
         raise FileNotFoundError(
-            f"could not download {entry.url} ({error}); fetch it elsewhere and pass its path as weights"
+            f"could not download {entry.url} ({error}); fetch it elsewhere and put it into "
+            f"{os.path.join(torch.hub.get_dir(), 'checkpoints')!r}"
         ) from error
     _drop_auxiliary_heads(model)
     return model
