@@ -160,6 +160,21 @@ def test_folder_is_read_when_asked_for(folder: Path) -> None:
         data.test.tensors()
 
 
+def test_images_that_would_come_out_wrong_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, file = load_data(folder, image_size=16), folder / "val" / "class1" / "0.png"
+    levels = np.arange(40 * 30).reshape(30, 40)
+    for pixels in (levels.astype(np.uint16), (levels / 1200).astype(np.float32)):  # all white, and all black
+        Image.fromarray(pixels).save(file, "PNG" if pixels.dtype == np.uint16 else "TIFF")
+        with pytest.raises(ValueError, match=r"class1/0\.png' has pixels of more than 8 bits"):
+            data.test.tensors()
+    file.write_bytes(b"P6 20 2x 255 ")
+    with pytest.raises(ValueError, match=r"class1/0\.png' is not an image"):
+        data.test.tensors()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"class0/0\.png' is not an image that can be read \(Image size"):
+        data.test.tensors()
+
+
 # --- batches -----------------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,9 @@ class FileImages:
     """Image files, each read when asked for: short side scaled to 8/7 of ``size``, centre square cut out.
 
     8/7 is the usual 256 to 224.
+
+    Raises:
+        ValueError: from ``read``, for a file that is no image, is too large, or has pixels that 8 bits would clip.
     """
 
     paths: tuple[Path, ...]
@@ -104,15 +107,21 @@ class FileImages:
     def _read_one(self, path: Path) -> Tensor:
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
-        except OSError as error:
+                mode, image = file.mode, file.convert("RGB")
+        except Exception as error:  # a decoder may raise anything on broken bytes, and on too many pixels
             raise ValueError(f"{str(path)!r} is not an image that can be read ({error})") from error
+        _check_depth(path, mode)
         scale = self.size * 8 / 7 / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         square = resized.crop((left, top, left + self.size, top + self.size))
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _check_depth(path: Path, mode: str) -> None:
+    if mode.startswith(("I", "F")):  # converted, all above 255 would be white, and all of [0, 1] black
+        raise ValueError(f"{str(path)!r} has pixels of more than 8 bits (mode {mode}): save it with 8 bits a channel")
 
 
 @dataclass(frozen=True, eq=False)
