@@ -326,6 +326,12 @@ def test_bad_folders_are_named(folder: Path) -> None:
         load_data(folder)
 
 
+@pytest.mark.parametrize("name", ["digits", "file"])
+def test_seeds_that_are_none_are_named(name: str, npz: Path) -> None:
+    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+        load_data(npz if name == "file" else name, seed=None)  # type: ignore[arg-type]
+
+
 def test_absent_paths_and_unknown_names() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
         load_data("nowhere.npz")
