@@ -143,13 +143,20 @@ def test_the_student_comes_nearer_to_its_teacher_whatever_the_labels_say(digits:
         ({"schedule": "linear"}, "cosine, one-cycle"),
         ({"distill": 1.5}, "weight"),
         ({"distill": -0.1}, "weight"),
+        ({"distill": "a"}, "weight"),
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"learning_rate": math.nan}, "learning_rate must be a number above 0, got nan"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"epochs": 1.5}, "epochs must be a whole number"),
+        ({"epochs": -1}, "epochs must be a whole number"),
     ],
 )
 def test_wrong_settings_are_refused(digits: DataSplits, wrong: dict[str, Any], said: str) -> None:
     model = load_model("digits-resnet")
     with pytest.raises(ValueError, match=said):
-        finetune(model, digits, 1, **wrong)
+        finetune(model, digits, **{"epochs": 1, **wrong})
     assert torch.equal(vector(model), vector(load_model("digits-resnet")))
 
 
@@ -190,6 +197,23 @@ def test_a_checkpoint_of_other_settings_has_no_part(digits: DataSplits, tmp_path
         )
     again = finetune(load_model("digits-resnet"), digits, **settings, checkpoint=tmp_path / "c")
     assert torch.equal(vector(again), vector(whole))
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
+def test_a_damaged_checkpoint_is_replaced(digits: DataSplits, tmp_path: Path, content: bytes) -> None:
+    file, small = tmp_path / "checkpoint.pt", replace(digits, train=digits.train.take(100))
+    file.write_bytes(content)
+    found = finetune(load_model("digits-resnet"), small, 1, checkpoint=file)
+    assert torch.equal(vector(found), vector(finetune(load_model("digits-resnet"), small, 1)))
+    assert torch.load(file, weights_only=True)["epoch"] == 1
+
+
+def test_weights_that_are_lost_leave_the_run_as_it_was(digits_env: Env, tmp_path: Path) -> None:
+    search(digits_env, method="uniform", evaluations=1, out=tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    with pytest.raises(ValueError, match="loss is nan after epoch 1: lower learning_rate"):
+        finetune_run(tmp_path / "run", 2, learning_rate=1e30)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
 
 
 def test_the_callers_generator_is_left_alone(digits: DataSplits) -> None:
