@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -330,3 +331,16 @@ def test_a_checkpoint_of_another_network_has_no_part(digits: DataSplits, tmp_pat
         finetune(models[0], digits, 2, on_epoch=stop_after(1), checkpoint=file)
     resumed, alone = finetune(models[1], digits, 2, checkpoint=file), finetune(models[2], digits, 2)
     assert torch.equal(vector(resumed), vector(alone))
+
+
+@pytest.mark.parametrize("other", ["normalisation", "labels", "teacher"])
+def test_a_checkpoint_of_other_data_has_no_part(digits: DataSplits, tmp_path: Path, other: str) -> None:
+    file, network = tmp_path / "checkpoint.pt", load_model("digits-resnet", "random", seed=0)
+    first = replace(digits, train=digits.train.take(100))
+    changes = {"normalisation": {"mean": (0.1,)}, "labels": {"labels": first.train.labels.flip(0)}, "teacher": {}}
+    then = replace(first, train=replace(first.train, **changes[other]))
+    teachers = [load_model("digits-resnet", "random", seed=seed) for seed in (1, 2 if other == "teacher" else 1)]
+    with pytest.raises(KeyboardInterrupt):
+        finetune(copy.deepcopy(network), first, 2, on_epoch=stop_after(1), checkpoint=file, teacher=teachers[0])
+    resumed = finetune(copy.deepcopy(network), then, 2, checkpoint=file, teacher=teachers[1])
+    assert torch.equal(vector(resumed), vector(finetune(network, then, 2, teacher=teachers[1])))

@@ -54,7 +54,8 @@ def finetune(
             eval mode. temperature, distill: see `distillation_loss`.
         dtype: bfloat16 computes in mixed precision (`gnnrl_gym.evaluation.precision`); the weights stay float32.
         checkpoint: file that is written after each epoch. Where it holds an interrupted training of this network with
-            these settings, that goes on; any other is replaced. It is the caller's to remove.
+            these settings and data (labels and normalisation are compared), that goes on; any other is replaced. It is
+            the caller's to remove.
 
     Returns:
         `model`, in eval mode, after the last epoch. No split chooses an epoch.
@@ -75,9 +76,8 @@ def finetune(
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = epochs * data.train.shuffled_batches(BATCH)
     training = _Training(model, optimizer, _scheduler(schedule, optimizer, learning_rate, max(steps, 1)), generator)
-    distilled = [temperature, distill] if teacher else None
-    start = digest_of(model.state_dict()) if checkpoint else None
-    settings = [epochs, learning_rate, seed, schedule, distilled, str(dtype), len(data.train), start]
+    settings: list[Any] = [epochs, learning_rate, seed, schedule, [temperature, distill], str(dtype)]
+    settings += _material(data, model, teacher) if checkpoint else []
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
@@ -100,6 +100,13 @@ def finetune(
             if on_epoch:
                 on_epoch(epoch, loss)
     return model.eval()
+
+
+def _material(data: DataSplits, *networks: nn.Module | None) -> list[Any]:
+    """What a training is made from, in few numbers: the images by their labels, shape and normalisation."""
+    states = [{} if network is None else network.state_dict() for network in networks]
+    digests = [digest_of(each) for each in ({"labels": data.train.labels}, *states)]
+    return [len(data.train), data.input_shape, data.flip, data.mean, data.std, *digests]
 
 
 def distillation_loss(
