@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp, get_actor_critic_arch
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import Actor as SACActor
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import Actor as TD3Actor
@@ -152,6 +154,29 @@ class GraphTD3Policy(_GraphNetworks, TD3Policy):
         return actor
 
 
+class MaskedSquashedGaussian(SquashedDiagGaussianDistribution):
+    """A squashed Gaussian in which the components of the padding have no share."""
+
+    mask: Tensor  # [B, D], bool
+
+    def log_prob(self, actions: Tensor, gaussian_actions: Tensor | None = None) -> Tensor:
+        """Log density [B] of the real components of `actions` [B, D]; `gaussian_actions`: before the squashing."""
+        assert gaussian_actions is not None  # SAC asks for the density of what it has just drawn
+        density = self.distribution.log_prob(gaussian_actions).where(self.mask, 0.0).sum(1)
+        return density - torch.log(1 - actions**2 + self.epsilon).where(self.mask, 0.0).sum(1)
+
+
+class _MaskedSACActor(SACActor):
+    """Tells its distribution which decisions are real."""
+
+    action_dist: MaskedSquashedGaussian  # type: ignore[assignment]
+
+    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        assert isinstance(obs, dict)
+        self.action_dist.mask = obs["decision_mask"].bool()
+        return super().get_action_dist_params(obs)
+
+
 class GraphSACPolicy(_GraphNetworks, SACPolicy):
     """Squashed Gaussian policy for SAC on the observations of `gnnrl_gym.wrappers.PadGraph`.
 
@@ -163,7 +188,9 @@ class GraphSACPolicy(_GraphNetworks, SACPolicy):
         super().__init__(*args, log_std_init=log_std_init, **kwargs)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
-        actor = super().make_actor(features_extractor)
+        actor = _MaskedSACActor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
+        actor = actor.to(self.device)
+        actor.action_dist = MaskedSquashedGaussian(self.action_space.shape[0])  # type: ignore[index]
         actor.latent_pi = nn.Sequential()  # the heads read the features
         actor.mu = self._node_actor(actor, self._start(), self.relative)
         actor.log_std = self._node_actor(actor, actor.log_std_init)  # type: ignore[assignment]

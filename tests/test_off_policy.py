@@ -53,6 +53,25 @@ def test_padding_has_no_value_and_no_gradient(name: str) -> None:
     assert actions.grad[real].ne(0).all() and not actions.grad[~real].any()
 
 
+@pytest.mark.parametrize("decisions", [5, 9])
+def test_padding_has_no_share_in_the_entropy_of_sac(decisions: int) -> None:
+    env = make_sb3_env(ToyGraphEnv(decisions=(2, 4)), max_nodes=24, max_edges=40, max_decisions=decisions)
+    agent = make_off_policy(SAC, env, 400, device="cpu", policy_kwargs={**SMALL, "node_bias": False})
+    observation = {key: torch.as_tensor(value)[None] for key, value in env.reset(seed=0)[0].items()}
+    real = int(observation["decision_mask"].sum())
+    torch.manual_seed(0)
+    action, found = agent.actor.action_log_prob(observation)  # type: ignore[attr-defined]
+    normal = torch.distributions.Normal(*(part[0, :real] for part in _parameters(agent, observation)))
+    expected = normal.log_prob(action[0, :real].atanh()) - torch.log(1 - action[0, :real] ** 2)
+    assert real < decisions and found.item() == pytest.approx(expected.sum().item(), abs=1e-3)
+
+
+def _parameters(agent: Any, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of SAC's actions before the squashing, [1, D] each."""
+    mean, log_std, _ = agent.actor.get_action_dist_params(observation)
+    return mean, log_std.exp()
+
+
 @EACH
 def test_a_graph_has_the_same_action_and_value_in_any_batch(name: str) -> None:
     agent, (observations, _) = make_agent(name), batch(6)
