@@ -138,7 +138,7 @@ class MultiStageGNN(BaseFeaturesExtractor):
     Raises:
         TypeError: the space is not that of `PadGraph`.
         ValueError: `levels` is below 1, or more than there are node features. From `forward`: masks that something
-            between `PadGraph` and the policy has changed.
+            between `PadGraph` and the policy has changed, or a decision without a node.
     """
 
     def __init__(
@@ -213,6 +213,12 @@ def _check_masks(observations: dict[str, Tensor]) -> None:
                 f"{key} holds something else than 0 and 1. Graphs must reach the policy as PadGraph gives them: "
                 "use VecNormalize with norm_obs=False."
             )
+    nodes, decisions = (observations[key].sum(1) for key in ("node_mask", "decision_mask"))
+    if (decisions > nodes).any():  # it would read padding, or a node of another graph
+        raise ValueError(
+            f"a graph has {int(nodes[decisions > nodes][0])} nodes, but its action {int(decisions.max())} components: "
+            "component i acts on node i, so there must be a node for each, and those come first"
+        )
 
 
 def split_features(features: Tensor, hidden: int) -> tuple[Tensor, Tensor]:

@@ -61,8 +61,8 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Raises:
         TypeError: the spaces of `env` are of another kind.
-        ValueError: a graph or an action space is larger than its maximum, has a decision without a node, or a link to
-            no node (also from `reset` and `step`); or a maximum that is none, or an action space without a component.
+        ValueError: a graph or an action space is larger than its maximum, or has a link to no node (also from `reset`
+            and `step`); or a maximum that is none, or an action space without a component.
     """
 
     def __init__(
@@ -106,19 +106,19 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """Pad one graph to the observation described above.
 
         Raises:
-            ValueError: the graph is larger than the maxima, or its decisions or links have no node.
+            ValueError: the graph is larger than the maxima, or has a link to no node.
         """
         nodes = np.asarray(graph.nodes, np.float32)
         links = np.zeros((0, 2), np.int64) if graph.edge_links is None else np.asarray(graph.edge_links)
-        count, decisions = len(links), self._decisions()
+        count = len(links)
         _check_fits("nodes", len(nodes), self.max_nodes)
         _check_fits("edges", count, self.max_edges)
-        _check_has_nodes(len(nodes), decisions, links)
+        _check_links(links, len(nodes))
         padded = {key: np.zeros(box.shape, box.dtype) for key, box in _boxes(self.observation_space)}
         padded["nodes"][: len(nodes)] = nodes
         padded["node_mask"][: len(nodes)] = 1
         padded["edge_mask"][:count] = 1
-        padded["decision_mask"][:decisions] = 1
+        padded["decision_mask"][: self._decisions()] = 1
         padded["edge_links"][:count] = links
         if count and graph.edges is not None:
             padded["edges"][:count] = np.asarray(graph.edges)
@@ -139,13 +139,8 @@ def _check_fits(what: str, size: int, maximum: int) -> None:
         )
 
 
-def _check_has_nodes(nodes: int, decisions: int, links: NDArray[Any]) -> None:
-    """Rows that are not there would be read as padding, or as nodes of another graph in the batch."""
-    if decisions > nodes:
-        raise ValueError(
-            f"the action has {decisions} components, but the graph {nodes} nodes: component i acts on node i, so there "
-            "must be a node for each, and those come first"
-        )
+def _check_links(links: NDArray[Any], nodes: int) -> None:
+    """Nodes that are not there would be read as padding, or as nodes of another graph in the batch."""
     if len(links) and (links.min() < 0 or links.max() >= nodes):
         raise ValueError(
             f"edge_links go from {links.min()} to {links.max()}, but the graph has {nodes} nodes: "

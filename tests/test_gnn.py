@@ -280,3 +280,12 @@ def test_normalised_masks_are_refused(algorithm: Any) -> None:
         agent.predict(env.reset())
     env.norm_obs = False
     assert agent.predict(env.reset())[0].shape == (1, 3)
+
+
+def test_decisions_without_a_node_are_refused() -> None:
+    env = make_sb3_env(ToyGraphEnv(decisions=(6, 6), others=(0, 0)), 9, 40, 6)
+    observation = env.reset(seed=0)[0]
+    for node in (4, 5):
+        observation["node_mask"][node] = 0
+    with pytest.raises(ValueError, match="a graph has 4 nodes, but its action 6 components"):
+        PPO(GraphPolicy, env).predict(observation)

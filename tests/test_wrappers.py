@@ -121,18 +121,11 @@ def test_other_spaces_are_refused(observation: spaces.Space[Any], action: spaces
         PadGraph(toy)
 
 
-@pytest.mark.parametrize(
-    "nodes, links, message",
-    [
-        (2, None, "3 components, but the graph 2 nodes"),  # a decision would read another graph's node
-        (4, [[0, 4]], "from 0 to 4, but the graph has 4 nodes"),
-        (4, [[-1, 2]], "from -1 to 2, but the graph has 4 nodes"),
-    ],
-)
-def test_what_points_beyond_the_nodes_is_refused(nodes: int, links: Any, message: str) -> None:
+@pytest.mark.parametrize("links", [[[0, 4]], [[-1, 2]]])
+def test_links_beyond_the_nodes_are_refused(links: list[list[int]]) -> None:
     env = PadGraph(ToyGraphEnv(), **SIZES)
-    with pytest.raises(ValueError, match=message):
-        env.pad(GraphInstance(np.ones((nodes, 3), np.float32), None, None if links is None else np.array(links)))
+    with pytest.raises(ValueError, match=r"edge_links go from .* but the graph has 4 nodes"):
+        env.pad(GraphInstance(np.ones((4, 3), np.float32), None, np.array(links)))
 
 
 @pytest.mark.parametrize("wrong", [{"max_nodes": 0}, {"max_nodes": 2.5}, {"max_edges": -3}, {"max_decisions": "a"}])
