@@ -278,6 +278,11 @@ def test_a_failed_download_says_where_to_put_the_file(tmp_path: Path, monkeypatc
     assert place and Path(place[1]) == tmp_path / "hub" / "checkpoints"  # see the test above
 
 
+def test_seed_must_be_one() -> None:
+    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+        load_model("resnet20", seed=1.5)  # type: ignore[arg-type]
+
+
 def test_number_of_classes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="num_classes must be at least 1"):
         load_model("resnet20", num_classes=0)

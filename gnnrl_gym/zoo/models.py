@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
+from gnnrl_gym.checks import check_seed
 from gnnrl_gym.zoo.early import EARLY
 from gnnrl_gym.zoo.resnet import CifarResNet
 from gnnrl_gym.zoo.state_dicts import load_into, mend_of_classes, read_state_dict
@@ -55,10 +56,11 @@ def load_model(
         the output shows what pruning would do to them.
 
     Raises:
-        ValueError: for an unknown name or weights entry, or weights that don't fit the network.
+        ValueError: for an unknown name or weights entry, a seed that is none, or weights that don't fit the network.
         FileNotFoundError: if the weights file is absent, or a download fails.
     """
     _check_name(name)
+    check_seed(seed=seed)
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
         raise ValueError(f"num_classes must be at least 1 and whole, got {num_classes!r}")
     if not isinstance(weights, (str, os.PathLike, type(None))):
