@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from agents.recorder import PlanRecorder, SlotRecorder
+from gnnrl_gym.checks import check_whole
 from gnnrl_gym.envs.prune_vector import prefetch
 from gnnrl_gym.wrappers import PadGraph
 
@@ -53,10 +54,19 @@ class PruneVecEnv(DummyVecEnv):
         env: a `GNNRL-Prune-v0` or `GNNRL-PruneMany-v0` environment, or a `PlanRecorder` around one, which then counts
             for all slots.
         slots: K.
+
+    Raises:
+        ValueError: another environment, or no slot.
     """
 
     def __init__(self, env: gym.Env[Any, Any], slots: int) -> None:
         inner: Any = env.unwrapped
+        check_whole(1, slots=slots)
+        if not hasattr(inner, "slots"):
+            raise ValueError(
+                f"PruneVecEnv needs a GNNRL-Prune-v0 or GNNRL-PruneMany-v0 environment, got {inner}: "
+                "give others to DummyVecEnv([lambda: make_sb3_env(...), ...])."
+            )
         found = inner.slots(slots)
         if isinstance(env, PlanRecorder):
             found = [SlotRecorder(slot, env) for slot in found]
