@@ -106,7 +106,7 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """Pad one graph to the observation described above.
 
         Raises:
-            ValueError: the graph is larger than the maxima, or has a link to no node.
+            ValueError: the graph is larger than the maxima, of another shape, or has a link to no node.
         """
         nodes = np.asarray(graph.nodes, np.float32)
         links = np.zeros((0, 2), np.int64) if graph.edge_links is None else np.asarray(graph.edge_links)
@@ -115,11 +115,11 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         _check_fits("edges", count, self.max_edges)
         _check_links(links, len(nodes))
         padded = {key: np.zeros(box.shape, box.dtype) for key, box in _boxes(self.observation_space)}
-        padded["nodes"][: len(nodes)] = nodes
+        _put("nodes", nodes, padded)
         padded["node_mask"][: len(nodes)] = 1
         padded["edge_mask"][:count] = 1
         padded["decision_mask"][: self._decisions()] = 1
-        padded["edge_links"][:count] = links
+        _put("edge_links", links, padded)
         if count and graph.edges is not None:
             padded["edges"][:count] = np.asarray(graph.edges)
         return padded
@@ -137,6 +137,15 @@ def _check_fits(what: str, size: int, maximum: int) -> None:
             f"a graph of {size} {what} does not fit PadGraph(max_{what}={maximum}): "
             f"raise max_{what} to at least {size}"
         )
+
+
+def _put(what: str, rows: NDArray[Any], padded: Padded) -> None:
+    """`rows` into the first ones of their place; none at all may come as an empty list."""
+    columns = padded[what].shape[1]
+    if len(rows) and rows.shape[1:] != (columns,):
+        raise ValueError(f"the {what} of a graph must have a row of {columns} for each, got shape {rows.shape}")
+    if len(rows):
+        padded[what][: len(rows)] = rows
 
 
 def _check_links(links: NDArray[Any], nodes: int) -> None:

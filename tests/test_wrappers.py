@@ -128,6 +128,20 @@ def test_links_beyond_the_nodes_are_refused(links: list[list[int]]) -> None:
         env.pad(GraphInstance(np.ones((4, 3), np.float32), None, np.array(links)))
 
 
+@pytest.mark.parametrize(
+    "nodes, links, message",
+    [
+        ((4, 5), None, r"nodes of a graph must have a row of 3 for each, got shape \(4, 5\)"),
+        ((4, 3), np.zeros((2, 7), np.int64), r"edge_links .* a row of 2 for each, got shape \(2, 7\)"),
+    ],
+)
+def test_rows_of_another_length_are_named(nodes: tuple[int, int], links: Any, message: str) -> None:
+    env = PadGraph(ToyGraphEnv(), **SIZES)
+    with pytest.raises(ValueError, match=message):
+        env.pad(GraphInstance(np.ones(nodes, np.float32), None, links))
+    assert not env.pad(GraphInstance(np.ones((4, 3), np.float32), None, np.array([])))["edge_mask"].any()
+
+
 @pytest.mark.parametrize("wrong", [{"max_nodes": 0}, {"max_nodes": 2.5}, {"max_edges": -3}, {"max_decisions": "a"}])
 def test_maxima_that_are_none_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
