@@ -326,6 +326,12 @@ def test_bad_folders_are_named(folder: Path) -> None:
         load_data(folder)
 
 
+@pytest.mark.parametrize("n", [-1, 0, 2.5])
+def test_only_whole_numbers_of_images_are_taken(digits: DataSplits, n: Any) -> None:
+    with pytest.raises(ValueError, match="n must be a whole number and at least 1"):
+        digits.search.take(n)
+
+
 @pytest.mark.parametrize("name", ["digits", "file"])
 def test_seeds_that_are_none_are_named(name: str, npz: Path) -> None:
     with pytest.raises(ValueError, match="seed must be a whole number from 0"):

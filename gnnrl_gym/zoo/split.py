@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from gnnrl_gym.checks import check_whole
 from gnnrl_gym.zoo.normalisation import by_channel
 
 
@@ -208,7 +209,12 @@ class Split:
         return Split(self.images.joined(other.images), torch.cat([self.labels, other.labels]), self.mean, self.std)
 
     def take(self, n: int, seed: int = 0) -> Split:
-        """The first ``n`` images of a seeded shuffle; the split itself where it holds no more than ``n``."""
+        """The first ``n`` images of a seeded shuffle; the split itself where it holds no more than ``n``.
+
+        Raises:
+            ValueError: if ``n`` is no whole number, or below 1.
+        """
+        check_whole(1, n=n)
         if n >= len(self):
             return self
         return self.select(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n])
