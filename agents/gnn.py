@@ -137,7 +137,8 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
     Raises:
         TypeError: the space is not that of `PadGraph`.
-        ValueError: `levels` is below 1, or more than there are node features.
+        ValueError: `levels` is below 1, or more than there are node features. From `forward`: masks that something
+            between `PadGraph` and the policy has changed, or a decision without a node.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Features [B, (max_decisions + 1) * H]: the decision nodes (padding 0), then the whole graph."""
+        _check_masks(observations)
         size = len(observations["nodes"])
         # Plans that are compared with each other mostly come from one state: it is read once.
         if size > 1 and all(torch.equal(part, part[:1].expand_as(part)) for part in observations.values()):
@@ -200,6 +202,22 @@ def _check_padded(space: spaces.Space[Any]) -> None:
     if not isinstance(space, spaces.Dict) or not {"nodes", "edges", "decision_mask"} <= set(space.spaces):
         raise TypeError(
             f"The graph policies read padded graphs: wrap the environment with agents.make_sb3_env. Got {space}."
+        )
+
+
+def _check_masks(observations: dict[str, Tensor]) -> None:
+    for key in ("node_mask", "edge_mask", "decision_mask"):
+        mask = observations[key]
+        if ((mask != 0) & (mask != 1)).any():  # normalised masks and links would be read as some other graph
+            raise ValueError(
+                f"{key} holds something else than 0 and 1. Graphs must reach the policy as PadGraph gives them: "
+                "use VecNormalize with norm_obs=False."
+            )
+    nodes, decisions = (observations[key].sum(1) for key in ("node_mask", "decision_mask"))
+    if (decisions > nodes).any():  # it would read padding, or a node of another graph
+        raise ValueError(
+            f"a graph has {int(nodes[decisions > nodes][0])} nodes, but its action {int(decisions.max())} components: "
+            "component i acts on node i, so there must be a node for each, and those come first"
         )
 
 

@@ -89,17 +89,17 @@ def make_off_policy(
 
     Args:
         evaluations: how many are to come; the size of the replay buffer, and how fast the noise falls.
-        settings: override `HYPERPARAMETERS`; `policy_kwargs` override `POLICY_KWARGS`.
+        settings: override `HYPERPARAMETERS`, buffer and noise; `policy_kwargs` override `POLICY_KWARGS`.
     """
     space = env.action_space
     assert isinstance(space, spaces.Box)
     stochastic = issubclass(algorithm, SAC)
-    own: dict[str, Any] = {"ent_coef": ENTROPY} if stochastic else {}
-    own |= {} if stochastic else {"action_noise": DecayingNoise(space.shape[0], max(evaluations, 1), seed)}
+    own: dict[str, Any] = {"buffer_size": min(evaluations, LARGEST_BUFFER), "replay_buffer_class": EpisodeReplayBuffer}
+    noise = DecayingNoise(space.shape[0], max(evaluations, 1), seed)
+    own |= {"ent_coef": ENTROPY} if stochastic else {"action_noise": noise}
     policy = {**POLICY_KWARGS, **settings.pop("policy_kwargs", {})}
     return algorithm(
         GraphSACPolicy if stochastic else GraphTD3Policy, env, policy_kwargs=policy, seed=seed, device=device,
-        buffer_size=min(evaluations, LARGEST_BUFFER), replay_buffer_class=EpisodeReplayBuffer,
         tensorboard_log=str(tensorboard) if tensorboard else None, **{**HYPERPARAMETERS, **own, **settings},
     )  # fmt: skip
 

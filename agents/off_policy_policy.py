@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import ContinuousCritic
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp, get_actor_critic_arch
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import Actor as SACActor
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import Actor as TD3Actor
@@ -14,6 +16,7 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 from agents.gnn import MultiStageGNN, split_features
+from agents.policy import check_no_sde
 
 PLACE = 8  # width of what is learned about a decision position
 
@@ -97,19 +100,23 @@ class _GraphNetworks:
         relative: the mean over the decisions, before the squashing, stays that of `initial_mean`. Only sensible where
             what all components have in common does not matter, as with plans that land on a budget: a deterministic
             actor has no reason to stop in that direction, and ends where the squashing holds every component.
-        others: as in the policies of Stable-Baselines3.
+        others: as in the policies of Stable-Baselines3, but for `use_sde`.
+
+    Raises:
+        ValueError: `use_sde`.
     """
 
     def __init__(
         self,
         *args: Any,
-        net_arch: list[int] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] = MultiStageGNN,
         node_bias: bool = False,
         initial_mean: float = 0.0,
         relative: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_no_sde(kwargs)
         self.node_bias, self.initial_mean, self.relative = node_bias, initial_mean, relative
         arch = [64] if net_arch is None else net_arch
         super().__init__(*args, net_arch=arch, features_extractor_class=features_extractor_class, **kwargs)  # type: ignore[call-arg]
@@ -117,8 +124,7 @@ class _GraphNetworks:
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
         critic: ContinuousCritic = super().make_critic(features_extractor)  # type: ignore[misc]
         for index in range(critic.n_critics):
-            hidden, decisions, arch, activation = self._sizes(critic)
-            network = NodeCritic(hidden, decisions, arch, activation, self.node_bias).to(critic.device)
+            network = NodeCritic(*self._sizes(critic, of_critic=True), self.node_bias).to(critic.device)
             critic.add_module(f"qf{index}", network)
             critic.q_networks[index] = network  # type: ignore[call-overload]
         return critic
@@ -126,8 +132,9 @@ class _GraphNetworks:
     def _node_actor(self, actor: Any, start: float, relative: bool = False) -> NodeActor:
         return NodeActor(*self._sizes(actor), start, self.node_bias, relative).to(actor.device)
 
-    def _sizes(self, network: Any) -> tuple[int, int, list[int], type[nn.Module]]:
-        return network.features_extractor.hidden, network.action_space.shape[0], self.net_arch, self.activation_fn  # type: ignore[attr-defined]
+    def _sizes(self, network: Any, of_critic: bool = False) -> tuple[int, int, list[int], type[nn.Module]]:
+        arch = get_actor_critic_arch(self.net_arch)[of_critic]  # type: ignore[attr-defined]
+        return network.features_extractor.hidden, network.action_space.shape[0], arch, self.activation_fn  # type: ignore[attr-defined]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = {"node_bias": self.node_bias, "initial_mean": self.initial_mean, "relative": self.relative}
@@ -147,6 +154,29 @@ class GraphTD3Policy(_GraphNetworks, TD3Policy):
         return actor
 
 
+class MaskedSquashedGaussian(SquashedDiagGaussianDistribution):
+    """A squashed Gaussian in which the components of the padding have no share."""
+
+    mask: Tensor  # [B, D], bool
+
+    def log_prob(self, actions: Tensor, gaussian_actions: Tensor | None = None) -> Tensor:
+        """Log density [B] of the real components of `actions` [B, D]; `gaussian_actions`: before the squashing."""
+        assert gaussian_actions is not None  # SAC asks for the density of what it has just drawn
+        density = self.distribution.log_prob(gaussian_actions).where(self.mask, 0.0).sum(1)
+        return density - torch.log(1 - actions**2 + self.epsilon).where(self.mask, 0.0).sum(1)
+
+
+class _MaskedSACActor(SACActor):
+    """Tells its distribution which decisions are real."""
+
+    action_dist: MaskedSquashedGaussian  # type: ignore[assignment]
+
+    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        assert isinstance(obs, dict)
+        self.action_dist.mask = obs["decision_mask"].bool()
+        return super().get_action_dist_params(obs)
+
+
 class GraphSACPolicy(_GraphNetworks, SACPolicy):
     """Squashed Gaussian policy for SAC on the observations of `gnnrl_gym.wrappers.PadGraph`.
 
@@ -158,7 +188,9 @@ class GraphSACPolicy(_GraphNetworks, SACPolicy):
         super().__init__(*args, log_std_init=log_std_init, **kwargs)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
-        actor = super().make_actor(features_extractor)
+        actor = _MaskedSACActor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
+        actor = actor.to(self.device)
+        actor.action_dist = MaskedSquashedGaussian(self.action_space.shape[0])  # type: ignore[index]
         actor.latent_pi = nn.Sequential()  # the heads read the features
         actor.mu = self._node_actor(actor, self._start(), self.relative)
         actor.log_std = self._node_actor(actor, actor.log_std_init)  # type: ignore[assignment]

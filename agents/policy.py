@@ -19,6 +19,15 @@ Head = Literal["node", "pooled"]
 _OFF_POLICY = "GraphPolicy is for PPO and A2C: SAC takes agents.GraphSACPolicy, DDPG and TD3 agents.GraphTD3Policy."
 
 
+def check_no_sde(settings: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the state-dependent noise of Stable-Baselines3 is asked for, which knows no padding.
+    """
+    if settings.get("use_sde"):
+        raise ValueError("The graph policies have no state-dependent exploration: leave use_sde out.")
+
+
 class MaskedGaussian(DiagGaussianDistribution):
     """A diagonal Gaussian in which the components of the padding have no share.
 
@@ -89,10 +98,10 @@ class GraphPolicy(ActorCriticPolicy):
         initial_mean: mean of the untrained policy, in units of the policy's action space.
         log_std_init: log standard deviation of the untrained policy, in the same units.
         net_arch: hidden layers, `{"pi": [...], "vf": [...]}` or one list for both; default one of 64.
-        others: as in `ActorCriticPolicy`; the features extractor defaults to `MultiStageGNN`.
+        others: as in `ActorCriticPolicy`, but for `use_sde`; the features extractor defaults to `MultiStageGNN`.
 
     Raises:
-        ValueError: an unknown `head`, or `node_bias` with the pooled one.
+        ValueError: an unknown `head`, or `node_bias` with the pooled one; `use_sde`.
         TypeError: other observations than those of `PadGraph`.
     """
 
@@ -112,6 +121,7 @@ class GraphPolicy(ActorCriticPolicy):
     ) -> None:
         if "n_critics" in kwargs:  # DDPG's
             raise TypeError(_OFF_POLICY)
+        check_no_sde(kwargs)
         if head not in ("node", "pooled") or (node_bias and head == "pooled"):
             wanted = "head must be 'node' or 'pooled', and node_bias needs 'node'"
             raise ValueError(f"{wanted}; got {head=}, {node_bias=}")

@@ -75,10 +75,12 @@ def make_ppo(env: Any, seed: int = 0, device: str = "auto", tensorboard: Path | 
         settings: override `HYPERPARAMETERS`; `policy_kwargs` override `POLICY_KWARGS`.
     """
     policy = {**POLICY_KWARGS, **settings.pop("policy_kwargs", {})}
+    # without slots the plans of a batch come one after the other
+    single = {"n_steps": settings.get("batch_size", SLOTS)} if getattr(env, "num_envs", 1) == 1 else {}
     log = str(tensorboard) if tensorboard else None
     return PPO(
         GraphPolicy, env, policy_kwargs=policy, seed=seed, device=device, tensorboard_log=log,
-        **{**HYPERPARAMETERS, **settings},
+        **{**HYPERPARAMETERS, **single, **settings},
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from agents.progress import Progress
 from agents.results import SearchResult
-from gnnrl_gym.checks import check_choice
+from gnnrl_gym.checks import check_choice, check_whole
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.latency import measure_latency
@@ -45,7 +45,7 @@ def finetune_run(
     once, after the last epoch.
 
     Interrupted, it leaves the record as it was, and beside it the last whole epoch: the same call goes on from there
-    and ends as if it had never stopped.
+    and ends as if it had never stopped. A loss that is no number any more leaves it, too.
 
     Args:
         model, data: needed where the search was given objects instead of names.
@@ -54,11 +54,10 @@ def finetune_run(
         images: "train": the train split. "all": the search split too, which has done its work once a plan is chosen.
 
     Raises:
-        ValueError: `epochs` is below 1; unknown schedule; `distill` is outside [0, 1], or above 0 where the dense
-            network of the run has random weights.
+        ValueError: `epochs` is below 1; what `finetune` refuses; `distill` is outside [0, 1], or above 0 where the
+            dense network of the run has random weights.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    check_whole(1, epochs=epochs)
     check_choice("images", images, IMAGES)
     result, folder = SearchResult.load(run), Path(run)
     if distill and result.settings.get("objective") and result.weights is None:

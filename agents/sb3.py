@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from agents.recorder import PlanRecorder, SlotRecorder
+from gnnrl_gym.checks import check_whole
 from gnnrl_gym.envs.prune_vector import prefetch
 from gnnrl_gym.wrappers import PadGraph
 
@@ -29,13 +30,20 @@ def make_sb3_env(
     rescaling is fixed. Actions become [-1, 1]: a pruning ratio `r` is the action `2 * r - 1`.
 
     Args:
-        env: an environment with a `spaces.Graph` observation and a bounded `Box(A,)` action.
+        env: an environment with a `spaces.Graph` observation and a bounded `Box(A,)` action of floats.
         max_nodes, max_edges, max_decisions: as in `PadGraph`.
 
     Raises:
         TypeError, ValueError: as in `PadGraph`.
+        ValueError: actions without bounds, or whole ones.
     """
     padded = PadGraph(env, max_nodes, max_edges, max_decisions)
+    box: Any = padded.action_space
+    if not box.is_bounded() or not np.issubdtype(box.dtype, np.floating):
+        raise ValueError(
+            f"make_sb3_env rescales actions to [-1, 1], which needs a Box of floats with a low and a high; got {box}. "
+            "Let the environment bound its actions, and round those that it takes as whole numbers."
+        )
     return Monitor(RescaleAction(padded, np.float32(-1), np.float32(1)))
 
 
@@ -46,10 +54,19 @@ class PruneVecEnv(DummyVecEnv):
         env: a `GNNRL-Prune-v0` or `GNNRL-PruneMany-v0` environment, or a `PlanRecorder` around one, which then counts
             for all slots.
         slots: K.
+
+    Raises:
+        ValueError: another environment, or no slot.
     """
 
     def __init__(self, env: gym.Env[Any, Any], slots: int) -> None:
         inner: Any = env.unwrapped
+        check_whole(1, slots=slots)
+        if not hasattr(inner, "slots"):
+            raise ValueError(
+                f"PruneVecEnv needs a GNNRL-Prune-v0 or GNNRL-PruneMany-v0 environment, got {inner}: "
+                "give others to DummyVecEnv([lambda: make_sb3_env(...), ...])."
+            )
         found = inner.slots(slots)
         if isinstance(env, PlanRecorder):
             found = [SlotRecorder(slot, env) for slot in found]

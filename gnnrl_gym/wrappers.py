@@ -11,6 +11,8 @@ from gymnasium.spaces import GraphInstance
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
+from gnnrl_gym.checks import check_whole
+
 Padded = dict[str, Any]
 
 
@@ -59,7 +61,8 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Raises:
         TypeError: the spaces of `env` are of another kind.
-        ValueError: a graph or an action space is larger than its maximum (also from `reset` and `step`).
+        ValueError: a graph or an action space is larger than its maximum, or has a link to no node (also from `reset`
+            and `step`); or a maximum that is none, or an action space without a component.
     """
 
     def __init__(
@@ -103,19 +106,20 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """Pad one graph to the observation described above.
 
         Raises:
-            ValueError: the graph is larger than the maxima.
+            ValueError: the graph is larger than the maxima, of another shape, or has a link to no node.
         """
         nodes = np.asarray(graph.nodes, np.float32)
-        links = np.zeros((0, 2)) if graph.edge_links is None else graph.edge_links
+        links = np.zeros((0, 2), np.int64) if graph.edge_links is None else np.asarray(graph.edge_links)
         count = len(links)
         _check_fits("nodes", len(nodes), self.max_nodes)
         _check_fits("edges", count, self.max_edges)
+        _check_links(links, len(nodes))
         padded = {key: np.zeros(box.shape, box.dtype) for key, box in _boxes(self.observation_space)}
-        padded["nodes"][: len(nodes)] = nodes
+        _put("nodes", nodes, padded)
         padded["node_mask"][: len(nodes)] = 1
         padded["edge_mask"][:count] = 1
         padded["decision_mask"][: self._decisions()] = 1
-        padded["edge_links"][:count] = links
+        _put("edge_links", links, padded)
         if count and graph.edges is not None:
             padded["edges"][:count] = np.asarray(graph.edges)
         return padded
@@ -135,6 +139,24 @@ def _check_fits(what: str, size: int, maximum: int) -> None:
         )
 
 
+def _put(what: str, rows: NDArray[Any], padded: Padded) -> None:
+    """`rows` into the first ones of their place; none at all may come as an empty list."""
+    columns = padded[what].shape[1]
+    if len(rows) and rows.shape[1:] != (columns,):
+        raise ValueError(f"the {what} of a graph must have a row of {columns} for each, got shape {rows.shape}")
+    if len(rows):
+        padded[what][: len(rows)] = rows
+
+
+def _check_links(links: NDArray[Any], nodes: int) -> None:
+    """Nodes that are not there would be read as padding, or as nodes of another graph in the batch."""
+    if len(links) and (links.min() < 0 or links.max() >= nodes):
+        raise ValueError(
+            f"edge_links go from {links.min()} to {links.max()}, but the graph has {nodes} nodes: "
+            "count them from 0, in each graph"
+        )
+
+
 def _checked_spaces(env: gym.Env[Any, Any]) -> tuple[spaces.Graph, spaces.Box]:
     graph, action = env.observation_space, env.action_space
     parts = (graph.node_space, graph.edge_space) if isinstance(graph, spaces.Graph) else ()
@@ -143,6 +165,11 @@ def _checked_spaces(env: gym.Env[Any, Any]) -> tuple[spaces.Graph, spaces.Box]:
         raise TypeError(f"PadGraph needs a Graph(Box(F,), Box(E,) or None) observation space, got {graph}")
     if not isinstance(action, spaces.Box) or len(action.shape) != 1:
         raise TypeError(f"PadGraph needs a Box(A,) action space, got {action}")
+    if action.shape == (0,):
+        raise ValueError(
+            "the action space has no component, so its bounds can't be told: wrap the environment while it has a "
+            "decision node"
+        )
     return graph, action
 
 
@@ -160,6 +187,8 @@ def _maxima(
         links = 0 if graph.edge_links is None else len(graph.edge_links)
         edges = links if edges is None else edges
     decisions = _size(action) if decisions is None else decisions
+    check_whole(1, max_nodes=nodes, max_decisions=decisions)
+    check_whole(0, max_edges=edges)
     _check_fits("decisions", _size(action), decisions)
     return int(nodes), max(int(edges), 1), int(decisions)  # a Box of no rows is refused by most libraries
 

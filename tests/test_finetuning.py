@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from agents.refine import finetune_run
 from gnnrl_gym.evaluation.accuracy import accuracy, logits
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.finetuning import SCHEDULES, distillation_loss, finetune
+from gnnrl_gym.evaluation.training import Recipe, train
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
 
 Env = gym.Env[Any, Any]
@@ -42,7 +45,9 @@ def vector(model: nn.Module) -> Tensor:
     return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
 
 
-def rates(data: DataSplits, schedule: str, patch: pytest.MonkeyPatch, epochs: int = 10) -> list[float]:
+def rates(
+    data: DataSplits, schedule: str, patch: pytest.MonkeyPatch, epochs: int = 10, images: int = 256
+) -> list[float]:
     """The learning rate of every step."""
     found: list[float] = []
     step = torch.optim.SGD.step
@@ -52,7 +57,7 @@ def rates(data: DataSplits, schedule: str, patch: pytest.MonkeyPatch, epochs: in
         return step(self, *args)
 
     patch.setattr(torch.optim.SGD, "step", watched)
-    small = replace(data, train=data.train.take(256))
+    small = replace(data, train=data.train.take(images))
     finetune(load_model("digits-resnet"), small, epochs, 0.1, schedule=schedule)
     return found
 
@@ -62,6 +67,16 @@ def test_cosine_falls_from_the_peak(digits: DataSplits, monkeypatch: pytest.Monk
     assert len(found) == 20 and found[0] == 0.1
     assert found[10] == pytest.approx(0.05)
     assert found == sorted(found, reverse=True) and found[-1] < 0.001
+
+
+def test_an_image_left_alone_makes_no_step(digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rates(digits, "cosine", monkeypatch, images=129)  # batches of 128; the last image joins the one before
+    assert len(found) == 10 and found[-1] == pytest.approx(0.1 * (1 - math.cos(math.pi / 10)) / 2)
+    epochs, steps = [], []
+    data, model = replace(digits, train=digits.train.take(129)), load_model("digits-resnet")
+    model.register_forward_hook(lambda *call: steps.append(1))
+    train(model, data, Recipe(epochs=3), on_epoch=lambda epoch, loss: epochs.append(epoch))
+    assert epochs == [1, 2, 3] and len(steps) == 3
 
 
 def test_one_cycle_rises_and_falls(digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,13 +144,20 @@ def test_the_student_comes_nearer_to_its_teacher_whatever_the_labels_say(digits:
         ({"schedule": "linear"}, "cosine, one-cycle"),
         ({"distill": 1.5}, "weight"),
         ({"distill": -0.1}, "weight"),
+        ({"distill": "a"}, "weight"),
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"learning_rate": math.nan}, "learning_rate must be a number above 0, got nan"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"epochs": 1.5}, "epochs must be a whole number"),
+        ({"epochs": -1}, "epochs must be a whole number"),
     ],
 )
 def test_wrong_settings_are_refused(digits: DataSplits, wrong: dict[str, Any], said: str) -> None:
     model = load_model("digits-resnet")
     with pytest.raises(ValueError, match=said):
-        finetune(model, digits, 1, **wrong)
+        finetune(model, digits, **{"epochs": 1, **wrong})
     assert torch.equal(vector(model), vector(load_model("digits-resnet")))
 
 
@@ -176,6 +198,23 @@ def test_a_checkpoint_of_other_settings_has_no_part(digits: DataSplits, tmp_path
         )
     again = finetune(load_model("digits-resnet"), digits, **settings, checkpoint=tmp_path / "c")
     assert torch.equal(vector(again), vector(whole))
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
+def test_a_damaged_checkpoint_is_replaced(digits: DataSplits, tmp_path: Path, content: bytes) -> None:
+    file, small = tmp_path / "checkpoint.pt", replace(digits, train=digits.train.take(100))
+    file.write_bytes(content)
+    found = finetune(load_model("digits-resnet"), small, 1, checkpoint=file)
+    assert torch.equal(vector(found), vector(finetune(load_model("digits-resnet"), small, 1)))
+    assert torch.load(file, weights_only=True)["epoch"] == 1
+
+
+def test_weights_that_are_lost_leave_the_run_as_it_was(digits_env: Env, tmp_path: Path) -> None:
+    search(digits_env, method="uniform", evaluations=1, out=tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    with pytest.raises(ValueError, match="loss is nan after epoch 1: lower learning_rate"):
+        finetune_run(tmp_path / "run", 2, learning_rate=1e30)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
 
 
 def test_the_callers_generator_is_left_alone(digits: DataSplits) -> None:
@@ -292,3 +331,16 @@ def test_a_checkpoint_of_another_network_has_no_part(digits: DataSplits, tmp_pat
         finetune(models[0], digits, 2, on_epoch=stop_after(1), checkpoint=file)
     resumed, alone = finetune(models[1], digits, 2, checkpoint=file), finetune(models[2], digits, 2)
     assert torch.equal(vector(resumed), vector(alone))
+
+
+@pytest.mark.parametrize("other", ["normalisation", "labels", "teacher"])
+def test_a_checkpoint_of_other_data_has_no_part(digits: DataSplits, tmp_path: Path, other: str) -> None:
+    file, network = tmp_path / "checkpoint.pt", load_model("digits-resnet", "random", seed=0)
+    first = replace(digits, train=digits.train.take(100))
+    changes = {"normalisation": {"mean": (0.1,)}, "labels": {"labels": first.train.labels.flip(0)}, "teacher": {}}
+    then = replace(first, train=replace(first.train, **changes[other]))
+    teachers = [load_model("digits-resnet", "random", seed=seed) for seed in (1, 2 if other == "teacher" else 1)]
+    with pytest.raises(KeyboardInterrupt):
+        finetune(copy.deepcopy(network), first, 2, on_epoch=stop_after(1), checkpoint=file, teacher=teachers[0])
+    resumed = finetune(copy.deepcopy(network), then, 2, checkpoint=file, teacher=teachers[1])
+    assert torch.equal(vector(resumed), vector(finetune(network, then, 2, teacher=teachers[1])))

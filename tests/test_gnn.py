@@ -10,10 +10,13 @@ import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 from torch_geometric.nn import GINEConv
 from toy_env import ToyGraphEnv
 
+from agents import GraphPolicy, GraphSACPolicy, make_sb3_env
 from agents.gnn import EdgeConv, MultiStageGNN, split_features
 from gnnrl_gym.wrappers import PadGraph
 
@@ -266,3 +269,23 @@ def test_levels_have_to_fit_the_node_features(levels: int) -> None:
 def test_unpadded_observations_name_the_wrapper(space: Any) -> None:
     with pytest.raises(TypeError, match="make_sb3_env"):
         MultiStageGNN(space)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SAC])
+def test_normalised_masks_are_refused(algorithm: Any) -> None:
+    env = VecNormalize(DummyVecEnv([lambda: make_sb3_env(ToyGraphEnv(), 9, 40)]))
+    settings: dict[str, Any] = {"n_steps": 8, "batch_size": 8} if algorithm is PPO else {"buffer_size": 20}
+    agent = algorithm(GraphPolicy if algorithm is PPO else GraphSACPolicy, env, **settings)
+    with pytest.raises(ValueError, match="norm_obs=False"):
+        agent.predict(env.reset())
+    env.norm_obs = False
+    assert agent.predict(env.reset())[0].shape == (1, 3)
+
+
+def test_decisions_without_a_node_are_refused() -> None:
+    env = make_sb3_env(ToyGraphEnv(decisions=(6, 6), others=(0, 0)), 9, 40, 6)
+    observation = env.reset(seed=0)[0]
+    for node in (4, 5):
+        observation["node_mask"][node] = 0
+    with pytest.raises(ValueError, match="a graph has 4 nodes, but its action 6 components"):
+        PPO(GraphPolicy, env).predict(observation)

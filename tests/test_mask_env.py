@@ -296,9 +296,19 @@ def test_masks_of_a_chain_have_the_scores_of_their_networks() -> None:
         assert env.evaluate(mask) == accuracy(env.network.slimmer.mask(mask).eval(), env.data.search.take(100))
 
 
+class Inverted(nn.Sequential):
+    """A chain that does something of its own with the images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(-x)
+
+
 def test_other_networks_are_no_chain() -> None:
     tanh = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
-    for model in (tanh, load_model("digits-resnet")):
+    twice, hooked = nn.Linear(64, 64), chain(64, 10)
+    shared = nn.Sequential(nn.Flatten(), twice, nn.ReLU(), twice, nn.ReLU(), nn.Linear(64, 10))
+    hooked[1].register_forward_hook(lambda *call: -call[2])
+    for model in (tanh, load_model("digits-resnet"), shared, Inverted(*chain(64, 10)), hooked):
         network = make_network(model, images(1, 1, 8, 8), "unstructured")
         assert not LinearChain.fits(model, network.slimmer.units)  # type: ignore[attr-defined]
 

@@ -10,11 +10,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from torch import Tensor
+from torch import Tensor, nn
 from toy_env import ToyGraphEnv
 
+from agents import GraphPolicy
 from agents.off_policy import DecayingNoise, EpisodeReplayBuffer, make_off_policy
 from agents.ppo import POLICY
 from agents.sb3 import make_sb3_env
@@ -50,6 +51,25 @@ def test_padding_has_no_value_and_no_gradient(name: str) -> None:
     agent.critic(observations, actions)[0].sum().backward()  # type: ignore[attr-defined]
     assert actions.grad is not None
     assert actions.grad[real].ne(0).all() and not actions.grad[~real].any()
+
+
+@pytest.mark.parametrize("decisions", [5, 9])
+def test_padding_has_no_share_in_the_entropy_of_sac(decisions: int) -> None:
+    env = make_sb3_env(ToyGraphEnv(decisions=(2, 4)), max_nodes=24, max_edges=40, max_decisions=decisions)
+    agent = make_off_policy(SAC, env, 400, device="cpu", policy_kwargs={**SMALL, "node_bias": False})
+    observation = {key: torch.as_tensor(value)[None] for key, value in env.reset(seed=0)[0].items()}
+    real = int(observation["decision_mask"].sum())
+    torch.manual_seed(0)
+    action, found = agent.actor.action_log_prob(observation)  # type: ignore[attr-defined]
+    normal = torch.distributions.Normal(*(part[0, :real] for part in _parameters(agent, observation)))
+    expected = normal.log_prob(action[0, :real].atanh()) - torch.log(1 - action[0, :real] ** 2)
+    assert real < decisions and found.item() == pytest.approx(expected.sum().item(), abs=1e-3)
+
+
+def _parameters(agent: Any, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of SAC's actions before the squashing, [1, D] each."""
+    mean, log_std, _ = agent.actor.get_action_dist_params(observation)
+    return mean, log_std.exp()
 
 
 @EACH
@@ -106,6 +126,21 @@ def test_saved_and_loaded_answers_the_same(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         agent.predict(arrays, deterministic=True)[0], loaded.predict(arrays, deterministic=True)[0]
     )
+
+
+@EACH
+def test_layers_of_actor_and_critic_and_the_buffer_may_be_given(name: str) -> None:
+    agent: Any = make_agent(name, {"net_arch": {"pi": [8], "qf": [24, 16]}}, buffer_size=50)
+    actor = agent.actor.mu if name == "sac" else agent.actor.mu[0]
+    layers = [[m.out_features for m in net if isinstance(m, nn.Linear)] for net in (actor.net, agent.critic.qf0.node)]
+    assert (layers, agent.buffer_size) == ([[8, 1], [24, 16]], 50)
+
+
+def test_state_dependent_exploration_is_refused() -> None:
+    with pytest.raises(ValueError, match="leave use_sde out"):
+        make_agent("sac", use_sde=True)
+    with pytest.raises(ValueError, match="leave use_sde out"):
+        PPO(GraphPolicy, make_env(), use_sde=True)
 
 
 def test_the_buffer_forgets_terminal_states_but_not_truncated_ones() -> None:

@@ -109,6 +109,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "negative labels": ({"y_train": Y - 1}, "y_train has a negative label: -1"),
     "labels of test alone": ({"y_test": Y + 5}, "y_test has the label 6, y_train none above 1"),
     "another shape": ({"x_test": X[:, :3]}, "differ in shape"),
+    "lists of labels": ({"y_train": [1, [2, 3]]}, "y_train must be integers of shape"),
+    "a seed of letters": ({"seed": "a"}, "seed must be a whole number from 0 .* got 'a'"),
+    "half a seed": ({"seed": 1.5}, "seed must be a whole number"),
     "a share of all": ({"search": 1.0}, r"share of the training images in \(0, 1\), got 1.0"),
 }
 

@@ -16,6 +16,7 @@ from toy_env import ToyGraphEnv
 
 from agents import GraphPolicy, GraphSACPolicy, GraphTD3Policy, MultiStageGNN
 from agents.policy import Head
+from agents.ppo import make_ppo as make_tuned_ppo
 from agents.sb3 import make_sb3_env
 
 HEADS = pytest.mark.parametrize("head", ["node", "pooled"])
@@ -184,6 +185,14 @@ def test_save_and_load_give_the_same_actions(policy: dict[str, Any], tmp_path: P
     ppo, policy_alone = PPO.load(tmp_path / "ppo", device="cpu"), GraphPolicy.load(str(tmp_path / "policy"))
     for loaded in (ppo, policy_alone):
         np.testing.assert_array_equal(loaded.predict(observation, deterministic=True)[0], expected)
+
+
+def test_the_tuned_agent_takes_one_environment_or_several() -> None:
+    for env, steps in ((make_env(), 10), (DummyVecEnv([make_env] * 10), 1)):
+        model = make_tuned_ppo(env, device="cpu")
+        model.learn(10)
+        assert (model.n_steps, model.num_timesteps) == (steps, 10)
+    assert make_tuned_ppo(make_env(), device="cpu", n_steps=20).n_steps == 20
 
 
 def test_equal_seeds_learn_the_same() -> None:

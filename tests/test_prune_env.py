@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +15,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
+from torch import nn
 
 from agents import make_sb3_env
 from gnnrl_gym.envs.prune import PruneEnv
@@ -299,7 +300,24 @@ def test_render_without_a_mode_raises(env: Env) -> None:
 # ---- the constructor -------------------------------------------------------------------------------------------
 
 
+class Answering(nn.Module):
+    """A network with a forward of the caller's."""
+
+    def __init__(self, answer: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.linear, self.answer = nn.Linear(64, 10), answer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.answer(self.linear(x.flatten(1)))
+
+
+def refuse(x: torch.Tensor) -> None:
+    raise AssertionError("only 224 x 224")  # what torchvision's transformers raise
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "several outputs": ({"model": Answering(lambda x: (x, x))}, "answers with a tuple.*logits alone"),
+    "images that a forward refuses": ({"model": Answering(refuse)}, "images of 'digits'.*only 224 x 224"),
     "budget 0": ({"budget": 0}, "budget"),
     "budget 1.5": ({"budget": 1.5}, "budget"),
     "budget nan": ({"budget": float("nan")}, "budget"),

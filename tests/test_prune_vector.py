@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from toy_env import ToyGraphEnv
 
 from agents.recorder import EvaluationsExhausted, PlanRecorder
 from agents.sb3 import PruneVecEnv
@@ -107,3 +108,10 @@ def test_actions_of_another_shape_are_refused(vector: PruneVectorEnv, shape: tup
     with pytest.raises(ValueError, match=r"\[K=3, A=9\]"):
         vector.step(np.ones(shape, np.float32))
     assert vector.evaluations == before
+
+
+def test_slots_of_something_else_are_refused(digits_env: gym.Env[Any, Any]) -> None:
+    with pytest.raises(ValueError, match="slots must be a whole number and at least 1, got 0"):
+        PruneVecEnv(digits_env, 0)
+    with pytest.raises(ValueError, match=r"needs a GNNRL-Prune-v0 .* make_sb3_env"):
+        PruneVecEnv(ToyGraphEnv(), 2)

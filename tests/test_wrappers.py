@@ -121,6 +121,48 @@ def test_other_spaces_are_refused(observation: spaces.Space[Any], action: spaces
         PadGraph(toy)
 
 
+@pytest.mark.parametrize("links", [[[0, 4]], [[-1, 2]]])
+def test_links_beyond_the_nodes_are_refused(links: list[list[int]]) -> None:
+    env = PadGraph(ToyGraphEnv(), **SIZES)
+    with pytest.raises(ValueError, match=r"edge_links go from .* but the graph has 4 nodes"):
+        env.pad(GraphInstance(np.ones((4, 3), np.float32), None, np.array(links)))
+
+
+@pytest.mark.parametrize(
+    "nodes, links, message",
+    [
+        ((4, 5), None, r"nodes of a graph must have a row of 3 for each, got shape \(4, 5\)"),
+        ((4, 3), np.zeros((2, 7), np.int64), r"edge_links .* a row of 2 for each, got shape \(2, 7\)"),
+    ],
+)
+def test_rows_of_another_length_are_named(nodes: tuple[int, int], links: Any, message: str) -> None:
+    env = PadGraph(ToyGraphEnv(), **SIZES)
+    with pytest.raises(ValueError, match=message):
+        env.pad(GraphInstance(np.ones(nodes, np.float32), None, links))
+    assert not env.pad(GraphInstance(np.ones((4, 3), np.float32), None, np.array([])))["edge_mask"].any()
+
+
+@pytest.mark.parametrize("wrong", [{"max_nodes": 0}, {"max_nodes": 2.5}, {"max_edges": -3}, {"max_decisions": "a"}])
+def test_maxima_that_are_none_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
+        PadGraph(ToyGraphEnv(), **{**SIZES, **wrong})
+
+
+@pytest.mark.parametrize(
+    "action, message",
+    [
+        (spaces.Box(0, 1, (0,)), "no component"),
+        (spaces.Box(-np.inf, np.inf, (3,)), "a low and a high"),
+        (spaces.Box(0, 5, (3,), np.int64), "Box of floats"),  # rescaling makes NaN of them
+    ],
+)
+def test_actions_that_cannot_be_rescaled_are_refused(action: spaces.Box, message: str) -> None:
+    toy = ToyGraphEnv()
+    toy.action_space = action
+    with pytest.raises(ValueError, match=message):
+        make_sb3_env(toy, **SIZES)
+
+
 @pytest.mark.parametrize("levels", [1, 5])
 def test_stable_baselines3_accepts_it(levels: int) -> None:
     env = make_sb3_env(ToyGraphEnv(levels, decisions=(2, 6)), **SIZES)

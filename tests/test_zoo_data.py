@@ -160,6 +160,21 @@ def test_folder_is_read_when_asked_for(folder: Path) -> None:
         data.test.tensors()
 
 
+def test_images_that_would_come_out_wrong_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, file = load_data(folder, image_size=16), folder / "val" / "class1" / "0.png"
+    levels = np.arange(40 * 30).reshape(30, 40)
+    for pixels in (levels.astype(np.uint16), (levels / 1200).astype(np.float32)):  # all white, and all black
+        Image.fromarray(pixels).save(file, "PNG" if pixels.dtype == np.uint16 else "TIFF")
+        with pytest.raises(ValueError, match=r"class1/0\.png' has pixels of more than 8 bits"):
+            data.test.tensors()
+    file.write_bytes(b"P6 20 2x 255 ")
+    with pytest.raises(ValueError, match=r"class1/0\.png' is not an image"):
+        data.test.tensors()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"class0/0\.png' is not an image that can be read \(Image size"):
+        data.test.tensors()
+
+
 # --- batches -----------------------------------------------------------------------------------------------
 
 
@@ -172,6 +187,9 @@ def test_no_image_is_alone_in_training(digits: DataSplits) -> None:
     split = digits.search.take(101)
     sizes = [[len(labels) for _, labels in split.batches(50, generator)] for generator in (_generator(), None)]
     assert sizes == [[50, 51], [50, 50, 1]]
+    for size in (1, 2, 50, 100, 101, 200):
+        assert split.shuffled_batches(size) == len(list(split.batches(size, _generator())))
+    assert split.take(1).shuffled_batches(1) == 1
 
 
 def test_batches_cover_the_split_once(digits: DataSplits) -> None:
@@ -306,6 +324,18 @@ def test_bad_folders_are_named(folder: Path) -> None:
     (folder / "test").mkdir()
     with pytest.raises(ValueError, match="must have a folder of images for each class"):
         load_data(folder)
+
+
+@pytest.mark.parametrize("n", [-1, 0, 2.5])
+def test_only_whole_numbers_of_images_are_taken(digits: DataSplits, n: Any) -> None:
+    with pytest.raises(ValueError, match="n must be a whole number and at least 1"):
+        digits.search.take(n)
+
+
+@pytest.mark.parametrize("name", ["digits", "file"])
+def test_seeds_that_are_none_are_named(name: str, npz: Path) -> None:
+    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+        load_data(npz if name == "file" else name, seed=None)  # type: ignore[arg-type]
 
 
 def test_absent_paths_and_unknown_names() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -149,11 +150,13 @@ def test_public_checkpoints_load_strictly(name: str) -> None:
     assert not model.training
 
 
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "module."])
+@pytest.mark.parametrize(
+    "wrap", ["plain", "state_dict", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_state_dicts_load_as_they_are_usually_saved(saved: Path, wrap: str) -> None:
     state = torch.load(saved, weights_only=True)
-    if wrap == "module.":
-        torch.save({f"module.{key}": value for key, value in state.items()}, saved)
+    if wrap.endswith("."):
+        torch.save({f"{wrap}{key}": value for key, value in state.items()}, saved)
     elif wrap == "state_dict":
         torch.save({"state_dict": state, "epoch": 3}, saved)
     loaded = load_model("digits-resnet", weights=str(saved)).state_dict()
@@ -259,6 +262,25 @@ def test_weights_entry_loads_what_torchvision_has(tmp_path: Path, monkeypatch: p
     torch.save(source.state_dict(), file)
     model = load_model("squeezenet1_1", weights="DEFAULT")
     assert torch.equal(_head(model), _head(source))
+
+
+def test_a_failed_download_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, and not as a path: with torchvision's own keys that would not load, or silently compute something else."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def fail(*args: object, **settings: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+    with pytest.raises(FileNotFoundError, match="put it into") as raised:
+        load_model("squeezenet1_1", weights="DEFAULT")
+    place = re.search("put it into '(.*)'", str(raised.value))
+    assert place and Path(place[1]) == tmp_path / "hub" / "checkpoints"  # see the test above
+
+
+def test_seed_must_be_one() -> None:
+    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+        load_model("resnet20", seed=1.5)  # type: ignore[arg-type]
 
 
 def test_number_of_classes_must_be_positive() -> None:

@@ -117,16 +117,21 @@ def check_weights(model: str | nn.Module, weights: str | os.PathLike[str] | None
 def check_outputs(module: nn.Module, data: DataSplits, device: torch.device) -> None:
     """
     Raises:
-        ValueError: `module` (put into eval mode) does not take the images, or has not an output for every class.
+        ValueError: `module` (put into eval mode) does not take the images, or its answer is no tensor with an output
+            for every class.
     """
     x, _ = data.train.take(2, seed=1).tensors()
     try:
         with torch.no_grad():
             outputs = module.eval()(x.to(device))
-    except RuntimeError as error:
+    except Exception as error:  # whatever a forward raises on images that it is not made for
         raise ValueError(
             f"The network does not take the images of {data.name!r}, shape {data.input_shape}: {error}"
         ) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise ValueError(
+            f"The network answers with a {type(outputs).__name__}: wrap it in a module that returns the logits alone."
+        )
     if outputs.ndim != 2 or outputs.shape[1] != data.num_classes:
         raise ValueError(
             f"The network answers with shape {tuple(outputs.shape)}, but {data.name!r} has "

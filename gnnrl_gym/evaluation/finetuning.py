@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from gnnrl_gym.checks import check_number, check_seed, check_whole
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.files import digest_of, write_atomic
 from gnnrl_gym.zoo import DataSplits
@@ -51,26 +54,30 @@ def finetune(
             eval mode. temperature, distill: see `distillation_loss`.
         dtype: bfloat16 computes in mixed precision (`gnnrl_gym.evaluation.precision`); the weights stay float32.
         checkpoint: file that is written after each epoch. Where it holds an interrupted training of this network with
-            these settings, that goes on; any other is replaced. It is the caller's to remove.
+            these settings and data (labels and normalisation are compared), that goes on; any other is replaced. It is
+            the caller's to remove.
 
     Returns:
         `model`, in eval mode, after the last epoch. No split chooses an epoch.
 
     Raises:
-        ValueError: unknown schedule, a weight outside [0, 1], a temperature not above 0.
+        ValueError: unknown schedule, a weight outside [0, 1], a learning rate or temperature not above 0, epochs or a
+            seed that are none. After an epoch: its loss is no number any more; its checkpoint is not written.
     """
-    _check(schedule, temperature, distill)
+    check_whole(0, epochs=epochs)
+    check_seed(seed=seed)
+    check_number("above 0", learning_rate=learning_rate, temperature=temperature)
+    _check(schedule, distill)
     device = device or next(model.parameters()).device
     for network in (model, teacher):
         if network is not None:
             network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    steps = epochs * -(-len(data.train) // BATCH)
+    steps = epochs * data.train.shuffled_batches(BATCH)
     training = _Training(model, optimizer, _scheduler(schedule, optimizer, learning_rate, max(steps, 1)), generator)
-    distilled = [temperature, distill] if teacher else None
-    start = digest_of(model.state_dict()) if checkpoint else None
-    settings = [epochs, learning_rate, seed, schedule, distilled, str(dtype), len(data.train), start]
+    settings: list[Any] = [epochs, learning_rate, seed, schedule, [temperature, distill], str(dtype)]
+    settings += _material(data, model, teacher) if checkpoint else []
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
@@ -86,11 +93,20 @@ def finetune(
         for epoch in range(done + 1, epochs + 1):
             torch.manual_seed(1000 * seed + epoch)
             loss = training.epoch(data, device, step)
+            if not math.isfinite(loss):
+                raise ValueError(f"The training loss is {loss} after epoch {epoch}: lower {learning_rate=}.")
             if checkpoint:
                 training.save(checkpoint, settings, epoch)
             if on_epoch:
                 on_epoch(epoch, loss)
     return model.eval()
+
+
+def _material(data: DataSplits, *networks: nn.Module | None) -> list[Any]:
+    """What a training is made from, in few numbers: the images by their labels, shape and normalisation."""
+    states = [{} if network is None else network.state_dict() for network in networks]
+    digests = [digest_of(each) for each in ({"labels": data.train.labels}, *states)]
+    return [len(data.train), data.input_shape, data.flip, data.mean, data.std, *digests]
 
 
 def distillation_loss(
@@ -145,8 +161,11 @@ class _Training:
 
     def load(self, path: Path, settings: list[Any]) -> int:
         """Go on from a file, if it is there and of a training with the same settings: the epochs that are done."""
-        state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
-        if state.get("settings") != settings:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
+        except Exception:  # a damaged file, which holds no training to go on with
+            return 0
+        if not isinstance(state, dict) or state.get("settings") != settings:
             return 0
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -163,8 +182,8 @@ def _scheduler(name: str, optimizer: torch.optim.Optimizer, peak: float, steps: 
     return OneCycleLR(optimizer, peak, steps)
 
 
-def _check(schedule: str, temperature: float, distill: float) -> None:
+def _check(schedule: str, distill: float) -> None:
     if schedule not in SCHEDULES:
         raise ValueError(f"Unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}.")
-    if temperature <= 0 or not 0 <= distill <= 1:
-        raise ValueError(f"Distillation needs temperature > 0 and a weight in [0, 1]; got {temperature=}, {distill=}.")
+    if not isinstance(distill, Real) or not 0 <= distill <= 1:
+        raise ValueError(f"distill is a weight in [0, 1], got {distill!r}.")

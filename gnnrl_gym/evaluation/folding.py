@@ -38,7 +38,7 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     folded = set()
     for conv_path, norm_path in pairs:
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
-        if _plain(conv, nn.Conv2d) and _plain(norm, nn.BatchNorm2d) and norm.track_running_stats:
+        if plain(conv, nn.Conv2d) and plain(norm, nn.BatchNorm2d) and norm.track_running_stats:
             fused: Any = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var, arg-type]
             conv.weight, conv.bias = fused.weight, fused.bias
             folded.add(norm)
@@ -49,7 +49,7 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     return model
 
 
-def _plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+def plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer computes what torch's `kind` does, and nothing else."""
     own = isinstance(layer, kind) and type(layer).forward is kind.forward and not is_parametrized(layer)
     return own and not (layer._forward_hooks or layer._forward_pre_hooks)

@@ -9,6 +9,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from gnnrl_gym.evaluation.folding import plain
 from gnnrl_gym.pruning.masks import Kept
 
 MOST_CHANGED = 0.01  # share of the first layer's weights up to which only the difference is computed
@@ -38,13 +39,17 @@ class LinearChain:
 
     @staticmethod
     def fits(model: nn.Module, units: dict[str, int]) -> bool:
-        """Whether `model` is such a chain on the CPU, and `units` (weight -> entries) are all its weights in order."""
-        if not isinstance(model, nn.Sequential) or not isinstance(model[0], nn.Flatten):
+        """Whether `model` is such a chain on the CPU, and `units` (weight -> entries) are all its weights in order.
+
+        A subclass with a forward of its own, hooks, and layers that run twice compute something else.
+        """
+        layers = list(model) if isinstance(model, nn.Sequential) and plain(model, nn.Sequential) else []
+        if not _alternates(layers) or not all(plain(layer, type(layer)) for layer in layers):
             return False
         weights = {f"{name}.weight": m.weight for name, m in model.named_children() if isinstance(m, nn.Linear)}
-        plain = all(isinstance(m, (nn.Flatten, nn.Linear, nn.ReLU)) for m in model)
+        once = len(weights) == len(layers) // 2
         on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
-        return plain and on_cpu and {name: w.numel() for name, w in weights.items()} == units and _alternates(model)
+        return once and on_cpu and {name: w.numel() for name, w in weights.items()} == units
 
     @torch.inference_mode()
     def outputs(self, kept: Kept) -> Tensor:
@@ -76,6 +81,7 @@ class LinearChain:
         return torch.from_numpy(sparse @ self._images.numpy())
 
 
-def _alternates(model: nn.Sequential) -> bool:
-    kinds = [type(m) for m in list(model)[1:]]
-    return kinds == [nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(kinds))] and len(kinds) % 2 == 1
+def _alternates(layers: list[nn.Module]) -> bool:
+    kinds = [type(layer) for layer in layers]
+    chain = [nn.Flatten, *(nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(kinds) - 1))]
+    return kinds == chain and len(kinds) > 1 and len(kinds) % 2 == 0

@@ -96,7 +96,7 @@ def train(
     """
     device = device or next(model.parameters()).device
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    per_epoch = -(-len(data.train) // recipe.batch)
+    per_epoch = data.train.shuffled_batches(recipe.batch)
     total = steps or recipe.epochs * per_epoch
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _triangle(step, total))

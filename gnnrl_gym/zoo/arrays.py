@@ -50,7 +50,10 @@ def _as_array(key: str, values: Any) -> NDArray[Any]:
         except (TypeError, RuntimeError) as error:  # kinds that numpy has not, such as bfloat16 or sparse
             raise ValueError(f"{key} is a tensor of {values.dtype}, {values.layout}: {error}") from error
     if isinstance(values, np.ndarray) or (key.startswith("y") and isinstance(values, (list, tuple))):
-        return np.asarray(values)
+        try:
+            return np.asarray(values)
+        except ValueError as error:  # lists in a list, of different lengths
+            raise ValueError(f"{key} must be integers of shape [N]: {error}") from error
     raise ValueError(f"{key} must be an array or a tensor, got a {type(values).__name__}")
 
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from gnnrl_gym.checks import check_whole
+from gnnrl_gym.checks import check_seed, check_whole
 from gnnrl_gym.zoo.datasplits import DataSplits, assemble, normalisation_of
 from gnnrl_gym.zoo.normalisation import Values, check_normalisation
 from gnnrl_gym.zoo.readers import TORCHVISION, default_root, read_digits, read_folder, read_npz, read_torchvision
@@ -60,11 +60,12 @@ def load_data(
             None: in colour ImageNet's, (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225); else the train split's own.
 
     Raises:
-        ValueError: for an unknown name, or data, ``mean`` or ``std`` of another form than above.
+        ValueError: for an unknown name, or data, ``seed``, ``mean`` or ``std`` of another form than above.
         FileNotFoundError: if the file, the folder or the downloaded data is not there.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise ValueError(_no_data(name_or_path))
+    check_seed(seed=seed)
     check_whole(1, image_size=image_size)
     check_normalisation(mean, std)
     name, given = os.fspath(name_or_path), (mean, std)

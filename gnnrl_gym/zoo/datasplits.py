@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnnrl_gym.checks import check_seed
 from gnnrl_gym.zoo.arrays import KEYS, Labelled, labelled
 from gnnrl_gym.zoo.normalisation import Normalisation, Values, by_channel, check_normalisation
 from gnnrl_gym.zoo.split import ImageSource, Split
@@ -71,6 +72,7 @@ class DataSplits:
         """
         if not isinstance(search, (int, float)) or not 0 < search < 1:
             raise ValueError(f"search is a share of the training images in (0, 1), got {search!r}")
+        check_seed(seed=seed)
         check_normalisation(mean, std)
         train, test = labelled(dict(zip(KEYS, (x_train, y_train, x_test, y_test), strict=True)))
         return assemble(name, train, test, seed, flip, (mean, std), search)

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
+from gnnrl_gym.checks import check_seed
 from gnnrl_gym.zoo.early import EARLY
 from gnnrl_gym.zoo.resnet import CifarResNet
 from gnnrl_gym.zoo.state_dicts import load_into, mend_of_classes, read_state_dict
@@ -44,8 +45,9 @@ def load_model(
         name: ``digits-resnet``, ``resnet20/32/44/56/110`` (for 32x32 images), ``cnn-4`` (likewise), ``mlp-300-100``
             (for 28x28), or a torchvision model.
         weights: a file with a state dict; the name of a torchvision weights entry, such as ``"DEFAULT"``
-            (torchvision downloads it); ``"random"``; or None, which means the shipped weights for
-            ``digits-resnet`` and random ones for all others.
+            (torchvision downloads it; its own files are best asked for so, since it adapts some networks to them:
+            GoogLeNet and Inception rescale their images only then); ``"random"``; or None, which means the shipped
+            weights for ``digits-resnet`` and random ones for all others.
         num_classes: outputs of the last layer; None means 10, or 1000 for torchvision's.
         seed: of random weights. The global random state is left alone, so that a name says it all.
 
@@ -54,10 +56,11 @@ def load_model(
         the output shows what pruning would do to them.
 
     Raises:
-        ValueError: for an unknown name or weights entry, or weights that don't fit the network.
+        ValueError: for an unknown name or weights entry, a seed that is none, or weights that don't fit the network.
         FileNotFoundError: if the weights file is absent, or a download fails.
     """
     _check_name(name)
+    check_seed(seed=seed)
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
         raise ValueError(f"num_classes must be at least 1 and whole, got {num_classes!r}")
     if not isinstance(weights, (str, os.PathLike, type(None))):
@@ -140,8 +143,11 @@ def _download(name: str, entry: Any, num_classes: int | None) -> nn.Module:
     try:
         model = torchvision.models.get_model(name, weights=entry)
     except OSError as error:  # urllib's errors are OSErrors
+        # Not as a path: with its entry torchvision renames DenseNet's keys, and has GoogLeNet and Inception rescale
+        # their images.
         raise FileNotFoundError(
-            f"could not download {entry.url} ({error}); fetch it elsewhere and pass its path as weights"
+            f"could not download {entry.url} ({error}); fetch it elsewhere and put it into "
+            f"{os.path.join(torch.hub.get_dir(), 'checkpoints')!r}"
         ) from error
     _drop_auxiliary_heads(model)
     return model

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from gnnrl_gym.checks import check_whole
 from gnnrl_gym.zoo.normalisation import by_channel
 
 
@@ -75,6 +76,9 @@ class FileImages:
     """Image files, each read when asked for: short side scaled to 8/7 of ``size``, centre square cut out.
 
     8/7 is the usual 256 to 224.
+
+    Raises:
+        ValueError: from ``read``, for a file that is no image, is too large, or has pixels that 8 bits would clip.
     """
 
     paths: tuple[Path, ...]
@@ -104,15 +108,21 @@ class FileImages:
     def _read_one(self, path: Path) -> Tensor:
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
-        except OSError as error:
+                mode, image = file.mode, file.convert("RGB")
+        except Exception as error:  # a decoder may raise anything on broken bytes, and on too many pixels
             raise ValueError(f"{str(path)!r} is not an image that can be read ({error})") from error
+        _check_depth(path, mode)
         scale = self.size * 8 / 7 / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         square = resized.crop((left, top, left + self.size, top + self.size))
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _check_depth(path: Path, mode: str) -> None:
+    if mode.startswith(("I", "F")):  # converted, all above 255 would be white, and all of [0, 1] black
+        raise ValueError(f"{str(path)!r} has pixels of more than 8 bits (mode {mode}): save it with 8 bits a channel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,9 +190,15 @@ class Split:
         shuffled = generator is not None
         order = torch.randperm(len(self), generator=generator) if shuffled else torch.arange(len(self))
         parts = list(order.split(batch_size))
-        if shuffled and len(parts) > 1 and len(parts[-1]) == 1:
+        if shuffled and len(parts) > self.shuffled_batches(batch_size):
             parts[-2:] = [torch.cat(parts[-2:])]
         return (self.batch(indices) for indices in parts)
+
+    def shuffled_batches(self, batch_size: int) -> int:
+        """How many batches of at least 1 image ``batches`` hands out when it shuffles."""
+        whole, rest = divmod(len(self), batch_size)
+        alone = batch_size == 1 or rest == 1
+        return max(whole + (rest > 0) - alone, 1)
 
     def select(self, indices: Tensor) -> Split:
         """The split of only the images at ``indices`` (int64 ``[n]``), in that order."""
@@ -193,7 +209,12 @@ class Split:
         return Split(self.images.joined(other.images), torch.cat([self.labels, other.labels]), self.mean, self.std)
 
     def take(self, n: int, seed: int = 0) -> Split:
-        """The first ``n`` images of a seeded shuffle; the split itself where it holds no more than ``n``."""
+        """The first ``n`` images of a seeded shuffle; the split itself where it holds no more than ``n``.
+
+        Raises:
+            ValueError: if ``n`` is no whole number, or below 1.
+        """
+        check_whole(1, n=n)
         if n >= len(self):
             return self
         return self.select(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n])

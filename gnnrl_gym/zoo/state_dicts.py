@@ -22,7 +22,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads a state dict without running any code that the file may hold.
 
     A dict with the state dict under the key ``state_dict`` is unwrapped, and the prefixes that ``DataParallel``
-    (``module.``) and ``torch.compile`` (``_orig_mod.``) leave are taken off.
+    (``module.``) and ``torch.compile`` (``_orig_mod.``) leave are taken off, in whatever order they were put on.
 
     Args:
         path: a file written by ``torch.save(model.state_dict(), path)``.
@@ -44,9 +44,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content or not all(map(_is_entry, content.items())):
         raise ValueError(_no_state_dict(path, f"it holds {_describe(content)}"))
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    while prefix := next((each for each in _PREFIXES if all(key.startswith(each) for key in content)), None):
+        content = {key.removeprefix(prefix): value for key, value in content.items()}
     return dict(content)
 
 
