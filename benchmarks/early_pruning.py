@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from tqdm import tqdm
 from agents.early import ASKED, early
 from agents.results import RESULT, SearchResult
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
+from benchmarks.searches import side_by_side
 from gnnrl_gym.evaluation.training import RECIPES
 
 MLP, CNN = "mlp-300-100", "cnn-4"
@@ -101,17 +100,9 @@ def _run_all(jobs: list[tuple[Job, int]], options: Options, model: str, base: Pa
         for job, seed in tqdm(jobs, unit="run", disable=None):
             _run(options, model, job, seed, base)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context, initializer=_one_thread) as pool:
-        # the dense networks first: others start from their weights
-        for wave in ([j for j in jobs if j[0] == DENSE], [j for j in jobs if j[0] != DENSE]):
-            pending = [pool.submit(_run, options, model, job, seed, base) for job, seed in wave]
-            for done in tqdm(as_completed(pending), total=len(pending), unit="run", disable=None):
-                done.result()
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+    # the dense networks first: others start from their weights
+    for wave in ([j for j in jobs if j[0] == DENSE], [j for j in jobs if j[0] != DENSE]):
+        side_by_side(_run, [(options, model, job, seed, base) for job, seed in wave], options.workers, "run")
 
 
 def _folder(base: Path, job: Job, seed: int) -> Path:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
-
-import torch
-from tqdm import tqdm
 
 from agents.refine import finetune_run
 from agents.results import RESULT, SearchResult
 from benchmarks.published_count import published_ratio
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from benchmarks.search_comparison import WITHOUT_CHANCE
+from benchmarks.searches import side_by_side
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", "sensitivity", "ppo")
@@ -33,12 +29,8 @@ def run(options: Options) -> dict[str, Any]:
     base = options.runs / f"{options.model or DIGITS}-{options.budget:g}-{options.evaluations}"
     tuned = base.with_name(f"{base.name}-finetuned-{_how(options)}")
     seeds = range(options.seed, options.seed + options.seeds)
-    jobs = [(method, seed) for seed in seeds for method in options.methods or METHODS]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        pending = [pool.submit(_finetune, base, tuned, options, method, seed) for method, seed in jobs]
-        for done in tqdm(as_completed(pending), total=len(jobs), unit="network", disable=None):
-            done.result()
+    jobs = [(base, tuned, options, method, seed) for seed in seeds for method in options.methods or METHODS]
+    side_by_side(_finetune, jobs, options.workers, "network")
     folders = [path.parent for method in METHODS for path in sorted(tuned.glob(f"{method}-[0-9]*/{RESULT}"))]
     about = {"model": options.model or DIGITS, "budget": options.budget, "epochs": options.epochs}
     about |= {"learning_rate": LEARNING_RATE, "distill": options.distill, "images": options.images}
@@ -51,7 +43,6 @@ def _how(options: Options) -> str:
 
 
 def _finetune(base: Path, tuned: Path, options: Options, method: str, seed: int) -> None:
-    torch.set_num_threads(1)
     source, folder = base / f"{method}-{options.seed if method in WITHOUT_CHANCE else seed}", tuned / f"{method}-{seed}"
     if not (source / RESULT).is_file():
         raise FileNotFoundError(f"No finished search in {str(source)!r}: run search-comparison first.")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from agents.recorder import LOG
 from agents.results import RESULT, SearchResult, write_atomic
 from agents.run_folder import finished
 from benchmarks.registry import Benchmark, Options, markdown_table, of_evaluations, spread
-from benchmarks.searches import searched
+from benchmarks.searches import searched, side_by_side
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
 from gnnrl_gym.zoo.models import DIGITS
@@ -42,12 +38,9 @@ def run(options: Options) -> dict[str, Any]:
     """
     model = options.model or DIGITS
     base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
-    jobs = [(method, seed) for method in options.methods or METHODS for seed in _seeds(method, options)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context, initializer=_one_thread) as pool:
-        pending = [pool.submit(_search, options, method, seed, base) for method, seed in jobs]
-        for done in tqdm(as_completed(pending), total=len(pending), unit="search", disable=None):
-            done.result()
+    methods = options.methods or METHODS
+    jobs = [(options, method, seed, base) for method in methods for seed in _seeds(method, options)]
+    side_by_side(_search, jobs, options.workers, "search")
     folders = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
     rows = [_row(folder) for folder in folders if finished(folder)]
     return {
@@ -62,10 +55,6 @@ def run(options: Options) -> dict[str, Any]:
 def _seeds(method: str, options: Options) -> range:
     """Some give the same plan whatever the seed."""
     return range(options.seed, options.seed + (1 if method in WITHOUT_CHANCE else options.seeds))
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _search(options: Options, method: str, seed: int, base: Path) -> None:

@@ -1,18 +1,45 @@
-"""Searches of a benchmark: each is a run folder, made once, and gone on with after an interruption."""
+"""Runs of a benchmark: each is a folder, made once, gone on with after an interruption, and made side by side."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch
+from tqdm import tqdm
 
 from agents.results import SearchResult
 from agents.run_folder import finished
 from agents.search import ASKED, search
 from gnnrl_gym.files import read_json
+
+
+def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int, unit: str) -> None:
+    """``work(*job)`` of all jobs in as many processes as there are workers, each with one thread.
+
+    After Ctrl-C, and where a job fails, no other begins: what a pool was handed before would be done all the same.
+    """
+    context, waiting = multiprocessing.get_context("spawn"), iter(jobs)
+    bar = tqdm(total=len(jobs), unit=unit, disable=None)
+    with bar, ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        running = {pool.submit(work, *job) for job in islice(waiting, workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for job in done:
+                job.result()
+            bar.update(len(done))
+            running |= {pool.submit(work, *job) for job in islice(waiting, len(done))}
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def searched(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from scipy.stats import spearmanr
 
 from agents.recorder import LOG, PlanRecorder
 from agents.results import RESULT
-from benchmarks import finetuning, reward_report, search_comparison
+from benchmarks import finetuning, reward_report, search_comparison, searches
 from benchmarks.registry import Options, spread
 from benchmarks.searches import searched
 
@@ -44,6 +45,22 @@ def test_an_interrupted_search_is_gone_on_with(tmp_path: Path, monkeypatch: pyte
     resumed = random_search(tmp_path / "cut")
     assert (resumed.evaluations, resumed.widths, resumed.interrupted) == (12, whole.widths, False)
     assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_ctrl_c_no_other_search_begins(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def interrupted(options: Options, method: str, seed: int, base: Path) -> None:
+        begun.append(seed)
+        if seed == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_comparison, "_search", interrupted)
+    monkeypatch.setattr(searches, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    with pytest.raises(KeyboardInterrupt):
+        search_comparison.run(Options(methods=("random",), seeds=20, workers=workers, runs=tmp_path))
+    assert len(begun) <= 1 + workers
 
 
 def test_a_finished_search_is_not_made_again_and_answers_nothing_else(tmp_path: Path) -> None:
