@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from agents.bogp import bogp
+from agents.bogp import ASKED, bogp
 from agents.bogp_record import BogpResult, Question, spread
 from agents.results import RESULT
 from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.searches import check_same
 
 EVALUATIONS = 30
 # masked as a whole, the network overfits: small shifts of the images are worth half a point on the search split
@@ -30,12 +32,18 @@ def question(model: str, data: str, seed: int) -> Question:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """A run folder per seed (each with a pool of its own); finished ones are not run again, others are resumed."""
+    """A run folder per seed (each with a pool of its own); finished ones are not run again, others are resumed.
+
+    Raises:
+        ValueError: one that is there was asked something else.
+    """
     torch.set_num_threads(1)
     model, data = options.model or "mlp-128-128", options.data or "mnist"
     rows = []
     for seed in range(options.seed, options.seed + options.seeds):
         folder = options.runs / f"bogp-{model}-{seed}"
+        if (folder / ASKED).is_file():
+            check_same(folder, asdict(question(model, data, seed)), ASKED)
         if not (folder / RESULT).is_file():
             bogp(question(model, data, seed), folder, "auto", progress=True, resume=True)
         rows.append(_row(BogpResult.load(folder)))

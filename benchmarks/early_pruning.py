@@ -16,7 +16,7 @@ from tqdm import tqdm
 from agents.early import ASKED, early
 from agents.results import RESULT, SearchResult
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
-from benchmarks.searches import side_by_side
+from benchmarks.searches import asked_of, check_same, side_by_side
 from gnnrl_gym.evaluation.training import RECIPES
 
 MLP, CNN = "mlp-300-100", "cnn-4"
@@ -72,13 +72,19 @@ SEARCH_IMAGES = {MLP: 6000, CNN: 1000}
 
 def run(options: Options) -> dict[str, Any]:
     """Every job and seed is a run folder; those that are finished are not run again. After Ctrl-C the record holds
-    what is finished, and says what is missing."""
+    what is finished, and says what is missing.
+
+    Raises:
+        ValueError: an unknown model, or a run that is there was made with other arguments.
+    """
     model = options.model or MLP
     if model not in JOBS:
         raise ValueError(f"early-pruning knows {', '.join(JOBS)}, not {model!r}.")
     base = options.runs / f"early-{model}-{options.evaluations}"
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(job, seed) for late in (False, True) for seed in seeds for job in JOBS[model] if job.late == late]
+    for job, seed in jobs:
+        _check_kept(options, model, job, seed, base)
     try:
         _run_all([(job, seed) for job, seed in jobs if not _finished(base, job, seed)], options, model, base)
     except KeyboardInterrupt:
@@ -113,20 +119,31 @@ def _finished(base: Path, job: Job, seed: int) -> bool:
     return (_folder(base, job, seed) / RESULT).is_file()
 
 
+def _environment(options: Options, model: str, job: Job, seed: int) -> dict[str, Any]:
+    """Arguments of `GNNRL-Mask-v0`, without the weights of the dense run, which lie beside it."""
+    return {
+        "model": model,
+        "data": options.data or {MLP: "mnist", CNN: "cifar10"}[model],
+        "sparsity": job.sparsity,
+        "objective": job.objective,
+        "init_seed": seed,
+        "search_images": SEARCH_IMAGES[model],
+        "device": "cpu",
+    }
+
+
+def _check_kept(options: Options, model: str, job: Job, seed: int, base: Path) -> None:
+    folder, settings = _folder(base, job, seed), {"recipe": RECIPES[model].record(), "control": True}
+    if (folder / ASKED).is_file():
+        environment, evaluations = _environment(options, model, job, seed), job.evaluations or options.evaluations
+        check_same(folder, asked_of(job.method, evaluations, seed, environment, settings), ASKED)
+
+
 def _run(options: Options, model: str, job: Job, seed: int, base: Path) -> None:
     folder = _folder(base, job, seed)
     trained = _folder(base, DENSE, seed) / "pruned.pt"
-    env = gym.make(
-        "GNNRL-Mask-v0",
-        model=model,
-        data=options.data or {MLP: "mnist", CNN: "cifar10"}[model],
-        sparsity=job.sparsity,
-        objective=job.objective,
-        init_seed=seed,
-        weights=str(trained) if job.objective == "pretrained" else None,
-        search_images=SEARCH_IMAGES[model],
-        device="cpu",
-    )
+    weights = str(trained) if job.objective == "pretrained" else None
+    env = gym.make("GNNRL-Mask-v0", **_environment(options, model, job, seed), weights=weights)
     begun = (folder / ASKED).is_file()
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)  # left by a version that could not go on

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from agents.recorder import LOG
 from agents.results import RESULT, SearchResult, write_atomic
 from agents.run_folder import finished
+from agents.search import ASKED
 from benchmarks.registry import Benchmark, Options, markdown_table, of_evaluations, spread
-from benchmarks.searches import searched, side_by_side
+from benchmarks.searches import asked_of, check_same, searched, side_by_side
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
 from gnnrl_gym.zoo.models import DIGITS
@@ -35,11 +36,15 @@ def run(options: Options) -> dict[str, Any]:
     """Every method and seed is a run folder; those that are finished are not run again.
 
     `--methods` chooses what is run; the record holds every finished run of the folder.
+
+    Raises:
+        ValueError: one of them was made with other arguments.
     """
     model = options.model or DIGITS
     base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
     methods = options.methods or METHODS
     jobs = [(options, method, seed, base) for method in methods for seed in _seeds(method, options)]
+    _check_kept(options, base)
     side_by_side(_search, jobs, options.workers, "search")
     folders = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
     rows = [_row(folder) for folder in folders if finished(folder)]
@@ -57,13 +62,25 @@ def _seeds(method: str, options: Options) -> range:
     return range(options.seed, options.seed + (1 if method in WITHOUT_CHANCE else options.seeds))
 
 
+def _check_kept(options: Options, base: Path) -> None:
+    """Before any work; those of other methods than are run now are in the record too."""
+    for method in METHODS:
+        for path in sorted(base.glob(f"{method}-[0-9]*/{ASKED}")):
+            seed = int(path.parent.name.rpartition("-")[2])
+            check_same(path.parent, asked_of(*_asked(options, method, seed)))
+
+
+def _asked(options: Options, method: str, seed: int) -> tuple[str, int, int, dict[str, Any], dict[str, Any]]:
+    settings = SETTINGS.get(method, {})
+    return searcher_of(method), options.evaluations, seed, environment_of(options, method), settings
+
+
 def _search(options: Options, method: str, seed: int, base: Path) -> None:
-    folder = base / f"{method}-{seed}"
+    folder, asked = base / f"{method}-{seed}", _asked(options, method, seed)
     if method != OUTSIDE:
-        settings = SETTINGS.get(method, {})
-        searched(folder, searcher_of(method), options.evaluations, seed, environment_of(options, method), settings)
+        searched(folder, *asked)
     elif not finished(folder):
-        _control(gym.make("GNNRL-Prune-v0", **environment_of(options, method)), folder / RESULT)
+        _control(gym.make("GNNRL-Prune-v0", **environment_of(options, method)), folder, asked_of(*asked))
 
 
 def environment_of(options: Options, method: str) -> dict[str, Any]:
@@ -77,14 +94,14 @@ def searcher_of(method: str) -> str:
     return "ppo" if method.startswith("ppo") else method
 
 
-def _control(env: gym.Env[Any, Any], path: Path) -> None:
+def _control(env: gym.Env[Any, Any], folder: Path, asked: dict[str, Any]) -> None:
     """Only where it is installed: it is no dependency."""
     try:
         row = control(env.unwrapped)  # type: ignore[arg-type]
     except ImportError:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda file: file.write(json.dumps(row).encode()))
+    for name, content in ((ASKED, asked), (RESULT, row)):
+        write_atomic(folder / name, lambda file, content=content: file.write(json.dumps(content).encode()))  # type: ignore[misc]
 
 
 def _row(folder: Path) -> dict[str, Any]:

@@ -56,8 +56,7 @@ def searched(
     """
     begun = (folder / ASKED).is_file()
     if begun:
-        asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
-        _check_same(folder, json.loads(json.dumps(asked, default=str)))
+        check_same(folder, asked_of(method, evaluations, seed, environment, settings))
     if not finished(folder):
         if not begun:
             shutil.rmtree(folder, ignore_errors=True)  # left by a version that could not go on
@@ -67,10 +66,25 @@ def searched(
     return SearchResult.load(folder)
 
 
-def _check_same(folder: Path, asked: dict[str, Any]) -> None:
-    """Arguments of the environment that are not asked for don't count: later versions have more of them."""
-    before = read_json(folder / ASKED)
-    found = before | {"environment": {key: before["environment"].get(key) for key in asked["environment"]}}
+def asked_of(
+    method: str, evaluations: int, seed: int, environment: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What a run folder keeps of a search, JSON-able; arguments as of `searched`."""
+    asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
+    kept: dict[str, Any] = json.loads(json.dumps(asked, default=str))
+    return kept
+
+
+def check_same(folder: Path, asked: dict[str, Any], name: str = ASKED) -> None:
+    """Whether a run folder is of what is `asked`, by its file `name`. Arguments of the environment that are not asked
+    for don't count: later versions have more of them.
+
+    Raises:
+        ValueError: it was run with something else.
+    """
+    found = read_json(folder / name)
+    if "environment" in asked:
+        found |= {"environment": {key: found["environment"].get(key) for key in asked["environment"]}}
     for key in asked.keys() | found.keys():
         if asked.get(key) != found.get(key):
             raise ValueError(

@@ -39,7 +39,7 @@ def run(options: Options) -> dict[str, Any]:
     Rows are kept in the runs folder: an interrupted measurement goes on where it was.
     """
     names = [options.model] if options.model else torchvision.models.list_models(module=torchvision.models)
-    folder = options.runs / "torchvision-coverage"
+    folder = options.runs / f"torchvision-coverage{f'-{options.seed}' if options.seed else ''}"
     rows = []
     with tqdm(names, unit="network") as bar:
         for name in bar:

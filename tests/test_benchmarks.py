@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from agents.recorder import LOG, PlanRecorder
-from agents.results import RESULT
-from benchmarks import finetuning, reward_report, search_comparison, searches
+from agents.results import ASKED_OF, RESULT
+from benchmarks import bogp_mnist, early_pruning, finetuning, reward_report, search_comparison, searches
+from benchmarks import torchvision_coverage as coverage
 from benchmarks.registry import Options, spread
 from benchmarks.searches import searched
 
@@ -71,6 +74,53 @@ def test_a_finished_search_is_not_made_again_and_answers_nothing_else(tmp_path: 
     for changes, name in (({"evaluations": 4}, "evaluations"), ({"budget": 0.6}, "environment")):
         with pytest.raises(ValueError, match=f"{name}=.*--runs"):
             random_search(tmp_path / "run", **{"evaluations": 3, **changes})
+
+
+@pytest.mark.parametrize("kept", ["random", "torch-pruning"])
+def test_a_comparison_takes_no_row_of_other_weights(kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"random": FEW, "uniform": FEW, "torch-pruning": FEW})
+    monkeypatch.setattr(search_comparison, "control", lambda env: {"method": "torch-pruning", "macs_ratio": 0.5})
+    search_comparison._search(Options(evaluations=2), kept, 0, tmp_path / "digits-resnet-0.5-2")
+    with pytest.raises(ValueError, match=rf"{kept}-0.*other\.pt.*--runs"):
+        search_comparison.run(Options(evaluations=2, methods=("uniform",), weights="other.pt", runs=tmp_path))
+    assert [path.name for path in (tmp_path / "digits-resnet-0.5-2").iterdir()] == [f"{kept}-0"]
+
+
+def test_finished_runs_of_other_data_are_no_rows(tmp_path: Path) -> None:
+    job, early = early_pruning.DENSE, Options(data="a.npz", seeds=1, runs=tmp_path)
+    environment = early_pruning._environment(early, early_pruning.MLP, job, 0)
+    recipe = {"recipe": early_pruning.RECIPES[early_pruning.MLP].record(), "control": True}
+    kept = {
+        "early-mlp-300-100-400/0-dense-untrained-1-0": searches.asked_of("dense", 1, 0, environment, recipe),
+        "bogp-mlp-128-128-0": asdict(bogp_mnist.question("mlp-128-128", "a.npz", 0)),
+    }
+    for (name, asked), command in zip(kept.items(), ("early", "bogp"), strict=True):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / RESULT).write_text("{}")
+        (tmp_path / name / ASKED_OF[command]).write_text(json.dumps(asked))
+    early_pruning._check_kept(early, early_pruning.MLP, job, 0, tmp_path / "early-mlp-300-100-400")
+    for run in (early_pruning.run, bogp_mnist.run):
+        with pytest.raises(ValueError, match=r"was run with .*a\.npz.*b\.npz.*--runs"):
+            run(Options(data="b.npz", seeds=1, runs=tmp_path))
+
+
+def test_a_plan_of_other_weights_is_not_taken(tmp_path: Path) -> None:
+    env, path = gym.make("GNNRL-Prune-v0", **FEW).unwrapped, tmp_path / "plan-0.json"
+    plan = env.network.widths  # type: ignore[attr-defined]
+    known = {"settings": reward_report._settings(), "widths": plan.tolist()}
+    path.write_text(json.dumps(known))
+    assert reward_report._row(path, env, plan, 0) == known  # type: ignore[arg-type]
+    path.write_text(json.dumps(known | {"weights_digest": "another's"}))
+    with pytest.raises(ValueError, match=r"other settings.*--runs"):
+        reward_report._row(path, env, plan, 0)  # type: ignore[arg-type]
+
+
+def test_networks_measured_with_another_seed_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "_isolated", lambda measure, name, seed: f"seed {seed}")
+    rows = [coverage.run(Options(seed=s, model="alexnet", runs=tmp_path))["rows"][0]["error"] for s in (0, 1, 0)]
+    assert rows == ["seed 0", "seed 1", "seed 0"]
 
 
 def test_search_comparison_shows_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
