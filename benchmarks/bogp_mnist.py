@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from agents.bogp import ASKED, bogp
 from agents.bogp_record import BogpResult, Question, spread
 from agents.results import RESULT
 from benchmarks.registry import Benchmark, Options, markdown_table
-from benchmarks.searches import check_same
+from gnnrl_gym.files import read_json
 
 EVALUATIONS = 30
 # masked as a whole, the network overfits: small shifts of the images are worth half a point on the search split
@@ -42,8 +41,7 @@ def run(options: Options) -> dict[str, Any]:
     rows = []
     for seed in range(options.seed, options.seed + options.seeds):
         folder = options.runs / f"bogp-{model}-{seed}"
-        if (folder / ASKED).is_file():
-            check_same(folder, asdict(question(model, data, seed)), ASKED)
+        _check_kept(folder, question(model, data, seed))
         if not (folder / RESULT).is_file():
             bogp(question(model, data, seed), folder, "auto", progress=True, resume=True)
         rows.append(_row(BogpResult.load(folder)))
@@ -51,6 +49,12 @@ def run(options: Options) -> dict[str, Any]:
     return {"model": model, "data": asked.data, "scope": asked.scope, "density": asked.density, "nodes": asked.nodes,
             "pool": asked.pool_size, "epochs": asked.epochs, "final_epochs": asked.final_epochs, "shift": asked.shift,
             "weight_decay": asked.weight_decay, "rows": rows}  # fmt: skip
+
+
+def _check_kept(folder: Path, asked: Question) -> None:
+    """What an older version did not ask has its default."""
+    if (folder / ASKED).is_file() and (before := Question(**read_json(folder / ASKED))) != asked:
+        raise ValueError(f"{str(folder)!r} was run with {before}, not {asked}: choose another --runs.")
 
 
 def _row(result: BogpResult) -> dict[str, Any]:
