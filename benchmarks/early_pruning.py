@@ -88,6 +88,8 @@ def run(options: Options) -> dict[str, Any]:
     try:
         _run_all([(job, seed) for job, seed in jobs if not _finished(base, job, seed)], options, model, base)
     except KeyboardInterrupt:
+        if not any(_finished(base, job, seed) for job, seed in jobs):
+            raise  # a record of nothing would replace one that is there
         print("Stopped: the record holds the runs that are finished.")
     done = [(job, seed) for job, seed in jobs if _finished(base, job, seed)]
     return {

@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.refine import finetune_run
 from agents.results import RESULT, SearchResult
+from agents.run_folder import finished
 from benchmarks.published_count import published_ratio
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from benchmarks.search_comparison import WITHOUT_CHANCE
@@ -25,12 +26,16 @@ def run(options: Options) -> dict[str, Any]:
 
     A method without chance has one plan; its seeds are those of the fine-tuning. Interrupted, it goes on at the epoch
     where it was. `--methods` chooses what is run; the record holds every finished run of the folder.
+
+    Raises:
+        FileNotFoundError: one of the searches is not there.
     """
     base = options.runs / f"{options.model or DIGITS}-{options.budget:g}-{options.evaluations}"
     tuned = base.with_name(f"{base.name}-finetuned-{_how(options)}")
     seeds = range(options.seed, options.seed + options.seeds)
-    jobs = [(base, tuned, options, method, seed) for seed in seeds for method in options.methods or METHODS]
-    side_by_side(_finetune, jobs, options.workers, "network")
+    jobs = [(options, method, seed) for seed in seeds for method in options.methods_of(METHODS)]
+    work = [(_source(base, *job), tuned / f"{job[1]}-{job[2]}", *job) for job in jobs]
+    side_by_side(_finetune, work, options.workers, "network")
     folders = [path.parent for method in METHODS for path in sorted(tuned.glob(f"{method}-[0-9]*/{RESULT}"))]
     about = {"model": options.model or DIGITS, "budget": options.budget, "epochs": options.epochs}
     about |= {"learning_rate": LEARNING_RATE, "distill": options.distill, "images": options.images}
@@ -42,10 +47,14 @@ def _how(options: Options) -> str:
     return f"{options.epochs}-{options.distill:g}{'-all' if options.images == 'all' else ''}"
 
 
-def _finetune(base: Path, tuned: Path, options: Options, method: str, seed: int) -> None:
-    source, folder = base / f"{method}-{options.seed if method in WITHOUT_CHANCE else seed}", tuned / f"{method}-{seed}"
-    if not (source / RESULT).is_file():
+def _source(base: Path, options: Options, method: str, seed: int) -> Path:
+    source = base / f"{method}-{options.seed if method in WITHOUT_CHANCE else seed}"
+    if not finished(source):
         raise FileNotFoundError(f"No finished search in {str(source)!r}: run search-comparison first.")
+    return source
+
+
+def _finetune(source: Path, folder: Path, options: Options, method: str, seed: int) -> None:
     if not (folder / RESULT).is_file():
         half = folder.with_name(f".{folder.name}")  # a copy that is cut off must not look like a whole one
         shutil.rmtree(half, ignore_errors=True)

@@ -33,7 +33,7 @@ def run(options: Options) -> dict[str, Any]:
     """Every method and seed is a run folder; those that are finished are not run again."""
     model = options.model or DIGITS
     base = options.runs / f"off-policy-{model}-{options.budget:g}-{options.evaluations}"
-    jobs = [(method, seed) for method in options.methods or METHODS for seed in _seeds(method, options)]
+    jobs = [(method, seed) for method in options.methods_of(METHODS) for seed in _seeds(method, options)]
     rows = [_row(options, method, seed, base) for method, seed in tqdm(jobs, unit="search", disable=None)]
     return {"model": model, "budget": options.budget, "evaluations": options.evaluations, "rows": rows}
 

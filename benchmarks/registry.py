@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.results import machine, versions, write_atomic
+from agents.run_folder import check_writable
+from gnnrl_gym.checks import check_choice, check_seed, check_whole
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,6 +31,9 @@ class Options:
         epochs, distill, images: of fine-tuning; the weight of the dense network's outputs in its loss, and whether it
             sees the "train" images or "all", those of the search too.
         runs: folder for the run folders of searches, from which an interrupted benchmark resumes.
+
+    Raises:
+        ValueError: a number is out of range, or `images` is neither.
     """
 
     seed: int = 0
@@ -44,6 +49,22 @@ class Options:
     images: str = "train"
     methods: tuple[str, ...] = ()
     runs: Path = Path("runs/bench")
+
+    def __post_init__(self) -> None:
+        names = ("seeds", "evaluations", "workers", "epochs")
+        check_whole(1, **{name: getattr(self, name) for name in names})
+        check_seed(seed=self.seed)
+        check_choice("images", self.images, ("train", "all"))
+
+    def methods_of(self, known: tuple[str, ...]) -> tuple[str, ...]:
+        """The searchers to run, of those that a benchmark knows.
+
+        Raises:
+            ValueError: it does not know one, and would leave it out of its table.
+        """
+        for method in self.methods:
+            check_choice("method", method, known)
+        return self.methods or known
 
 
 @dataclass(frozen=True)
@@ -66,7 +87,13 @@ class Benchmark:
     figure: Callable[[dict[str, Any], Path], None] | None = None
 
     def measure(self, options: Options, folder: Path = RESULTS) -> Path:
-        """Run it and write `NAME[-VARIANT].json` with seed, versions and machine."""
+        """Run it and write `NAME[-VARIANT].json` with seed, versions and machine.
+
+        Raises:
+            NotADirectoryError, PermissionError: nothing can be written in `folder`; said before any work starts.
+        """
+        path = folder / f"{'-'.join(filter(None, (self.name, self.variant(options))))}.json"
+        check_writable(path)
         start = time.perf_counter()
         figures = self.run(options)
         record = {
@@ -78,7 +105,6 @@ class Benchmark:
             "versions": versions(),
             **figures,
         }
-        path = folder / f"{'-'.join(filter(None, (self.name, self.variant(options))))}.json"
         write_atomic(path, lambda file: file.write(json.dumps(record, indent=1).encode() + b"\n"))
         return path
 

@@ -42,7 +42,7 @@ def run(options: Options) -> dict[str, Any]:
     """
     model = options.model or DIGITS
     base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
-    methods = options.methods or METHODS
+    methods = options.methods_of(METHODS)
     jobs = [(options, method, seed, base) for method in methods for seed in _seeds(method, options)]
     _check_kept(options, base)
     side_by_side(_search, jobs, options.workers, "search")

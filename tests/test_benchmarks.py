@@ -15,9 +15,9 @@ from scipy.stats import spearmanr
 
 from agents.recorder import LOG, PlanRecorder
 from agents.results import ASKED_OF, RESULT
-from benchmarks import bogp_mnist, early_pruning, finetuning, reward_report, search_comparison, searches
+from benchmarks import bogp_mnist, early_pruning, finetuning, off_policy, reward_report, search_comparison, searches
 from benchmarks import torchvision_coverage as coverage
-from benchmarks.registry import Options, spread
+from benchmarks.registry import Benchmark, Options, spread
 from benchmarks.searches import searched
 
 FEW: dict[str, Any] = {"search_images": 50, "recalibration_images": 16, "device": "cpu"}
@@ -147,6 +147,53 @@ def test_plans_over_the_budget_are_no_best_plan(tmp_path: Path) -> None:
     assert result.evaluations == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seeds": 0}, "seeds"), ({"workers": 0}, "workers"), ({"seed": -1}, "seed"), ({"images": "some"}, "images")],
+)
+def test_options_out_of_range_are_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Options(**change)
+
+
+@pytest.mark.parametrize("benchmark", [search_comparison, finetuning, off_policy])
+def test_a_searcher_that_a_table_leaves_out_is_refused(benchmark: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Unknown method 'grasp': choose one of uniform"):
+        benchmark.run(Options(methods=("uniform", "grasp"), runs=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_measured_that_could_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    never = Benchmark("never", "", lambda options: pytest.fail("it was measured"), lambda record: "")
+    with pytest.raises(NotADirectoryError, match="--out"):
+        never.measure(Options(), tmp_path / "file")
+
+
+def test_no_plan_is_fine_tuned_before_all_searches_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetuning, "_finetune", lambda *job: pytest.fail("it was fine-tuned"))
+    for name, record in (("uniform-0", {}), ("ppo-0", {"interrupted": True})):
+        (tmp_path / "digits-resnet-0.5-400" / name).mkdir(parents=True)
+        (tmp_path / "digits-resnet-0.5-400" / name / RESULT).write_text(json.dumps(record))
+    with pytest.raises(FileNotFoundError, match=r"No finished search in .*ppo-0"):
+        finetuning.run(Options(methods=("uniform", "ppo"), seeds=1, runs=tmp_path))
+
+
+def test_ctrl_c_before_the_first_run_leaves_no_record_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(early_pruning, "_run", interrupted)
+    monkeypatch.setattr(early_pruning.torch, "set_num_threads", lambda count: None)  # it is for the whole process
+    with pytest.raises(KeyboardInterrupt):
+        early_pruning.BENCHMARK.measure(Options(runs=tmp_path / "runs"), tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+
+
 @pytest.mark.parametrize("values", [[0.1, 0.2, 0.2, 0.5, 0.9], [3.0, 1.0, 2.0, 2.0, 2.0]])
 def test_rank_correlation_is_scipys(values: list[float]) -> None:
     after = np.array([0.3, 0.1, 0.4, 0.4, 0.8])
@@ -167,7 +214,7 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pyte
     (tuned / ".random-0" / RESULT).write_text("{")
     asked: list[Any] = []
     monkeypatch.setattr(finetuning, "finetune_run", lambda folder, *_, **settings: asked.append((folder, settings)))
-    finetuning._finetune(base, tuned, Options(images="all", distill=0.5), "random", 0)
+    finetuning._finetune(base / "random-0", tuned / "random-0", Options(images="all", distill=0.5), "random", 0)
     assert asked == [(tuned / "random-0", {"distill": 0.5, "images": "all"})]
     assert sorted(p.name for p in tuned.iterdir()) == ["random-0"]
     copied, original = ({path.name for path in (place / "random-0").iterdir()} for place in (tuned, base))
