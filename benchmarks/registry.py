@@ -126,11 +126,14 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def spread(values: Sequence[float | None], decimals: int, percent: bool = False) -> str:
-    """Mean ± standard deviation of what there is; one value alone, nothing where there is none."""
+    """Mean ± standard deviation of what there is, and of how many that is where some are missing; one value alone,
+    nothing where there is none."""
     found = [(100 if percent else 1) * value for value in values if value is not None]
-    if len(found) < 2:
-        return "".join(f"{value:.{decimals}f}" for value in found)
-    return f"{statistics.mean(found):.{decimals}f} ± {statistics.stdev(found):.{decimals}f}"
+    if not found:
+        return ""
+    deviation = f" ± {statistics.stdev(found):.{decimals}f}" if len(found) > 1 else ""
+    missing = f" ({len(found)} of {len(values)})" if len(found) < len(values) else ""
+    return f"{statistics.mean(found):.{decimals}f}{deviation}{missing}"
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

@@ -204,7 +204,14 @@ def test_rank_correlation_is_scipys(values: list[float]) -> None:
 
 def test_spread_is_of_the_sample() -> None:
     assert spread([0.5, 0.7], 1, percent=True) == "60.0 ± 14.1"
-    assert spread([0.5, None], 2) == "0.50" and spread([None], 2) == ""
+    assert spread([0.5], 2) == "0.50" and spread([None], 2) == ""
+
+
+def test_a_mean_says_how_many_it_is_of() -> None:
+    assert spread([0.5, None], 2) == "0.50 (1 of 2)"
+    run = {"method": "random", "evaluations": 50, "macs_ratio": 0.5, "test_accuracy": 0.6, "dense_test_accuracy": 0.9}
+    rows = [run | {"best_so_far": [best]} for best in (0.5, 0.7, 0.0)]  # one had no plan within the budget
+    assert "| 60.0 ± 14.1 (2 of 3) |" in search_comparison.table({"evaluations": 50, "rows": rows})
 
 
 def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
