@@ -152,15 +152,16 @@ def _result(
         random_search_test_accuracy=float(np.mean(trained["random search"])),
         random_test_accuracy=float(controls.mean()),
         trained=trained,
-        noise={"graphs": _deviation(controls.mean(1)), "seeds": float(np.mean([_deviation(row) for row in controls]))},
+        noise={"graphs": _deviation(controls.mean(1)), "seeds": _deviation(controls.T)},
         correlations=_correlations(env),
         seconds=seconds,
         settings=asked,
     )
 
 
-def _deviation(values: Any) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def _deviation(values: np.ndarray) -> float | None:
+    """Standard deviation along the first axis, its mean over the others; None of one value."""
+    return float(np.std(values, axis=0, ddof=1).mean()) if len(values) > 1 else None
 
 
 def _correlations(env: RelationalEnv) -> dict[str, float]:

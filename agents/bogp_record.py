@@ -81,7 +81,8 @@ class BogpResult:
         trained: test accuracies of every final training: by name (`dense`, `bayesian`, `random search`), and of the
             random graphs a list per graph.
         noise: standard deviations, over the random graphs, of what differs between `graphs` (their means over the
-            seeds, so a part of it is noise) and of what differs between `seeds` of one graph.
+            seeds, so a part of it is noise) and of what differs between `seeds` of one graph; None where there is
+            one graph or one seed.
         correlations: Spearman's, between each varying descriptor and the search accuracy, over all graphs scored.
         seconds: wall time. settings: what else was asked. versions, machine: where it ran.
     """
@@ -104,7 +105,7 @@ class BogpResult:
     random_search_test_accuracy: float
     random_test_accuracy: float
     trained: dict[str, Any]
-    noise: dict[str, float]
+    noise: dict[str, float | None]
     correlations: dict[str, float]
     seconds: float
     settings: dict[str, Any]
@@ -147,8 +148,8 @@ def report(result: BogpResult) -> str:
         f"| | evaluations | search accuracy | test accuracy ({seeds}) |", "| --- | ---: | ---: | ---: |",
         *(f"| {name} | {count} | {search} | {spread(values)} |" for name, count, search, values in rows), "",
         f"The pick is graph {result.graph}: {_listed(result.descriptors)}.", "",
-        f"Noise of training (seeds of one graph): {100 * result.noise['seeds']:.2f} points; between graphs: "
-        f"{100 * result.noise['graphs']:.2f}. Rank correlation with the search accuracy: "
+        f"Noise of training (seeds of one graph): {_points(result.noise['seeds'])}; between graphs: "
+        f"{_points(result.noise['graphs'])}. Rank correlation with the search accuracy: "
         f"{_listed(result.correlations)}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -158,6 +159,10 @@ def spread(values: Any) -> str:
     """Mean and standard deviation in percent."""
     percent = 100 * np.asarray(values, float)
     return f"{percent.mean():.2f} ± {percent.std(ddof=1):.2f}" if len(percent) > 1 else f"{percent.mean():.2f}"
+
+
+def _points(deviation: float | None) -> str:
+    return "not measured, there was one" if deviation is None else f"{100 * deviation:.2f} points"
 
 
 def _listed(values: dict[str, float]) -> str:

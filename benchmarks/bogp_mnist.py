@@ -86,8 +86,9 @@ def _all(rows: list[dict[str, Any]], name: str) -> Any:
 def _noise(rows: list[dict[str, Any]]) -> list[list[str]]:
     """How much there is to find: deviations, in points."""
     titles = {"graphs": "deviation between random graphs", "seeds": "deviation between seeds of one graph"}
-    means = {key: 100 * float(np.mean([row["noise"][key] for row in rows])) for key in titles}
-    return [[title, "", "", "", f"{means[key]:.2f}"] for key, title in titles.items()]
+    found = {key: [row["noise"][key] for row in rows if row["noise"][key] is not None] for key in titles}
+    means = {key: f"{100 * float(np.mean(values)):.2f}" if values else "" for key, values in found.items()}
+    return [[title, "", "", "", means[key]] for key, title in titles.items()]
 
 
 BENCHMARK = Benchmark(

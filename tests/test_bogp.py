@@ -85,6 +85,16 @@ def test_report_has_the_controls(run: tuple[BogpResult, Path]) -> None:
         assert said in text
 
 
+def test_a_deviation_of_one_training_is_not_said_to_be_none_at_all(run: tuple[BogpResult, Path]) -> None:
+    accuracies = np.array([[0.5, 0.7], [0.6, 0.6]])  # graphs, seeds
+    assert module._deviation(accuracies.T) == pytest.approx(np.std([0.5, 0.7], ddof=1) / 2)
+    assert module._deviation(accuracies[:, :1].T) is None
+    single = replace(run[0], noise={"graphs": None, "seeds": 0.01})
+    assert "1.00 points; between graphs: not measured" in report(single)
+    text = bogp_mnist.table({"model": "mlp-16-16", "rows": [bogp_mnist._row(single)]})
+    assert "| deviation between random graphs |  |  |  |  |" in text
+
+
 def test_equal_seeds_equal_runs_also_after_a_kill(
     run: tuple[BogpResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
