@@ -29,7 +29,8 @@ class Question:
         controls: graphs drawn from the pool at random that are trained at the end, too.
 
     Raises:
-        ValueError: a number of these is out of range, or there are more evaluations or controls than graphs.
+        ValueError: a number of these is out of range, there are more evaluations or controls than graphs, or the
+            model is a module or the data a data set of the caller's: a record can't hold them.
     """
 
     model: str = "mlp-64-64"
@@ -50,12 +51,25 @@ class Question:
     controls: int = 10
 
     def __post_init__(self) -> None:
+        self._make_plain()
         names = ("evaluations", "final_epochs", "final_seeds", "controls")
         check_whole(1, **{name: getattr(self, name) for name in names})
         check_seed(seed=self.seed)
         for name in ("evaluations", "controls"):
             if getattr(self, name) > self.pool_size:
                 raise ValueError(f"{name}={getattr(self, name)} is more than the {self.pool_size} graphs of the pool.")
+
+    def _make_plain(self) -> None:
+        """Numbers of NumPy, which JSON and some generators don't take, become Python's; a path becomes text."""
+        for name, value in list(vars(self).items()):
+            plain = value.item() if isinstance(value, np.generic) else value
+            object.__setattr__(self, name, os.fspath(plain) if isinstance(plain, os.PathLike) else plain)
+        for name, kind in (("model", "a name"), ("data", "a name or a path")):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"{name} must be {kind}, got {type(getattr(self, name)).__name__}: its record has to say what ran. "
+                    "Search with agents.bayesian.bayesian on GNNRL-Relational-v0, which takes objects, instead."
+                )
 
     def environment(self, device: str) -> RelationalEnv:
         """The environment in question."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,16 @@ def test_a_deviation_of_one_training_is_not_said_to_be_none_at_all(run: tuple[Bo
     assert "1.00 points; between graphs: not measured" in report(single)
     text = bogp_mnist.table({"model": "mlp-16-16", "rows": [bogp_mnist._row(single)]})
     assert "| deviation between random graphs |  |  |  |  |" in text
+
+
+def test_a_question_holds_what_its_record_can(tmp_path: Path) -> None:
+    asked = replace(QUESTION, data=tmp_path, seed=np.int64(3), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(asdict(asked))) == asdict(
+        replace(QUESTION, data=str(tmp_path), seed=3, learning_rate=0.5)
+    )
+    for name, value in (("model", torch.nn.Linear(64, 10)), ("data", load_data("digits"))):
+        with pytest.raises(ValueError, match=rf"^{name} must be a name.*GNNRL-Relational-v0"):
+            replace(QUESTION, **{name: value})
 
 
 def test_equal_seeds_equal_runs_also_after_a_kill(
