@@ -12,6 +12,7 @@ from agents.bogp import ASKED, bogp
 from agents.bogp_record import BogpResult, Question, spread
 from agents.results import RESULT
 from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.searches import measured_on
 from gnnrl_gym.files import read_json
 
 EVALUATIONS = 30
@@ -38,17 +39,18 @@ def run(options: Options) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     model, data = options.model or "mlp-128-128", options.data or "mnist"
-    rows = []
+    results = []
     for seed in range(options.seed, options.seed + options.seeds):
         folder = options.runs / f"bogp-{model}-{seed}"
         _check_kept(folder, question(model, data, seed))
         if not (folder / RESULT).is_file():
             bogp(question(model, data, seed), folder, "auto", progress=True, resume=True)
-        rows.append(_row(BogpResult.load(folder)))
+        results.append(BogpResult.load(folder))
     asked = question(model, Path(data).name, options.seed)
-    return {"model": model, "data": asked.data, "scope": asked.scope, "density": asked.density, "nodes": asked.nodes,
+    return {**measured_on(results), "model": model, "data": asked.data,
+            "scope": asked.scope, "density": asked.density, "nodes": asked.nodes,
             "pool": asked.pool_size, "epochs": asked.epochs, "final_epochs": asked.final_epochs, "shift": asked.shift,
-            "weight_decay": asked.weight_decay, "rows": rows}  # fmt: skip
+            "weight_decay": asked.weight_decay, "rows": [_row(result) for result in results]}  # fmt: skip
 
 
 def _check_kept(folder: Path, asked: Question) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from agents.early import ASKED, early
 from agents.results import RESULT, SearchResult
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
-from benchmarks.searches import asked_of, check_same, side_by_side
+from benchmarks.searches import asked_of, check_same, measured_on, side_by_side
 from gnnrl_gym.evaluation.training import RECIPES
 
 MLP, CNN = "mlp-300-100", "cnn-4"
@@ -93,6 +93,7 @@ def run(options: Options) -> dict[str, Any]:
         print("Stopped: the record holds the runs that are finished.")
     done = [(job, seed) for job, seed in jobs if _finished(base, job, seed)]
     return {
+        **measured_on([SearchResult.load(_folder(base, job, seed)) for job, seed in done]),
         "model": model,
         "evaluations": options.evaluations,
         "threads_per_run": 1,

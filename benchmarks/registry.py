@@ -87,7 +87,7 @@ class Benchmark:
     figure: Callable[[dict[str, Any], Path], None] | None = None
 
     def measure(self, options: Options, folder: Path = RESULTS) -> Path:
-        """Run it and write `NAME[-VARIANT].json` with seed, versions and machine.
+        """Run it and write `NAME[-VARIANT].json` with seed, machine and versions: those of now, if `run` says none.
 
         Raises:
             NotADirectoryError, PermissionError: nothing can be written in `folder`; said before any work starts.

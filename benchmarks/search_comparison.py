@@ -16,7 +16,7 @@ from agents.results import RESULT, SearchResult, write_atomic
 from agents.run_folder import finished
 from agents.search import ASKED
 from benchmarks.registry import Benchmark, Options, markdown_table, of_evaluations, spread
-from benchmarks.searches import asked_of, check_same, searched, side_by_side
+from benchmarks.searches import asked_of, check_same, measured_on, searched, side_by_side
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
 from gnnrl_gym.zoo.models import DIGITS
@@ -47,13 +47,14 @@ def run(options: Options) -> dict[str, Any]:
     _check_kept(options, base)
     side_by_side(_search, jobs, options.workers, "search")
     folders = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
-    rows = [_row(folder) for folder in folders if finished(folder)]
+    folders = [folder for folder in folders if finished(folder)]
     return {
+        **measured_on([SearchResult.load(folder) for folder in folders if not folder.name.startswith(OUTSIDE)]),
         "model": model,
         "budget": options.budget,
         "evaluations": options.evaluations,
         "threads_per_search": 1,
-        "rows": rows,
+        "rows": [_row(folder) for folder in folders],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
@@ -64,6 +64,18 @@ def searched(
         if search(env, method, evaluations, seed, folder, resume=begun, **settings).interrupted:
             raise KeyboardInterrupt
     return SearchResult.load(folder)
+
+
+def measured_on(results: Sequence[Any]) -> dict[str, Any]:
+    """Machine and versions of finished runs, for their record: some may be of another machine, or of before an update.
+    Several stand side by side."""
+    packages = dict.fromkeys(name for result in results for name in result.versions)
+    versions = {name: _each(result.versions.get(name, "unknown") for result in results) for name in packages}
+    return {"machine": _each(result.machine for result in results), "versions": versions} if results else {}
+
+
+def _each(values: Iterable[str]) -> str:
+    return " and ".join(sorted(set(values)))
 
 
 def asked_of(

@@ -137,6 +137,19 @@ def test_search_comparison_shows_what_is_finished(tmp_path: Path, monkeypatch: p
     assert "| random (2 seeds) | 4 |" in search_comparison.table(record)
 
 
+def test_a_record_names_the_machine_and_versions_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"random": FEW})
+    options = Options(evaluations=2, seeds=2, methods=("random",), runs=tmp_path / "runs")
+    for seed, torch in ((0, "2.0"), (1, "2.1")):
+        folder = tmp_path / "runs" / "digits-resnet-0.5-2" / f"random-{seed}"
+        search_comparison._search(options, "random", seed, folder.parent)
+        record = json.loads((folder / RESULT).read_text())
+        (folder / RESULT).write_text(json.dumps(record | {"versions": {"torch": torch}, "machine": "another"}))
+    monkeypatch.setattr(search_comparison, "side_by_side", lambda *arguments: None)
+    written = json.loads(search_comparison.BENCHMARK.measure(options, tmp_path).read_text())
+    assert (written["machine"], written["versions"]) == ("another", {"torch": "2.0 and 2.1"})
+
+
 def test_plans_over_the_budget_are_no_best_plan(tmp_path: Path) -> None:
     result = random_search(tmp_path / "random-0", evaluations=3)
     lines = [json.loads(line) for line in (tmp_path / "random-0" / LOG).read_text().splitlines()]
