@@ -17,8 +17,10 @@ from agents.recorder import LOG, PlanRecorder
 from agents.results import ASKED_OF, RESULT
 from benchmarks import bogp_mnist, early_pruning, finetuning, off_policy, reward_report, search_comparison, searches
 from benchmarks import torchvision_coverage as coverage
-from benchmarks.registry import Benchmark, Options, spread
+from benchmarks.cli import bench
+from benchmarks.registry import RESULTS, Benchmark, Options, spread
 from benchmarks.searches import searched
+from benchmarks.tables import draw
 
 FEW: dict[str, Any] = {"search_images": 50, "recalibration_images": 16, "device": "cpu"}
 
@@ -148,6 +150,20 @@ def test_a_record_names_the_machine_and_versions_of_its_runs(tmp_path: Path, mon
     monkeypatch.setattr(search_comparison, "side_by_side", lambda *arguments: None)
     written = json.loads(search_comparison.BENCHMARK.measure(options, tmp_path).read_text())
     assert (written["machine"], written["versions"]) == ("another", {"torch": "2.0 and 2.1"})
+
+
+def test_tables_are_made_of_the_records_in_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("<!-- table: bogp-retrieval -->\nold\n<!-- end of table -->\n")
+    record = json.loads((RESULTS / "bogp-retrieval.json").read_text())
+    Path("out").mkdir()
+    Path("out/bogp-retrieval.json").write_text(json.dumps(record | {"by_name": 0.123}))
+    bench(out=Path("out"), tables=True, methods="", runs=Path("runs"))
+    assert "in any order | 12.3 %" in Path("README.md").read_text() and not Path("docs").exists()
+    for damage in ("{", "[]", "{}"):
+        Path("out/other.json").write_text(damage)
+        with pytest.raises(ValueError, match=r"other\.json"):
+            draw(tmp_path, Path("out"))
 
 
 def test_plans_over_the_budget_are_no_best_plan(tmp_path: Path) -> None:
