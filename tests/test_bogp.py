@@ -91,7 +91,7 @@ def test_a_deviation_of_one_training_is_not_said_to_be_none_at_all(run: tuple[Bo
     assert module._deviation(accuracies[:, :1].T) is None
     single = replace(run[0], noise={"graphs": None, "seeds": 0.01})
     assert "1.00 points; between graphs: not measured" in report(single)
-    text = bogp_mnist.table({"model": "mlp-16-16", "rows": [bogp_mnist._row(single)]})
+    text = bogp_mnist.table({"model": "mlp-16-16", "density": 0.5, "rows": [bogp_mnist._row(single)]})
     assert "| deviation between random graphs |  |  |  |  |" in text
 
 
@@ -204,8 +204,9 @@ def test_mistakes_are_said_and_leave_no_folder(tmp_path: Path, option: tuple[str
 
 def test_table_of_the_benchmark(run: tuple[BogpResult, Path]) -> None:
     row = bogp_mnist._row(run[0])
-    text = bogp_mnist.table({"model": "mlp-16-16", "rows": [row, row]})
-    assert "random graphs, 3 of each pool" in text and "| bayesian | 10 |" in text
+    text = bogp_mnist.table({"model": "mlp-16-16", "density": 0.5, "rows": [row | {"weights_ratio": 0.496}, row]})
+    assert "| random graphs, 3 of each pool |  | at most 50 % |" in text and "| bayesian | 10 | 50.00 % |" in text
+    assert "| random search | 10 | at most 50 % |" in text  # other graphs: their masks were not counted
 
 
 def test_no_way_on_is_named_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
