@@ -59,6 +59,11 @@ class Question:
             if getattr(self, name) > self.pool_size:
                 raise ValueError(f"{name}={getattr(self, name)} is more than the {self.pool_size} graphs of the pool.")
 
+    @classmethod
+    def of(cls, asked: dict[str, Any]) -> Question:
+        """The question among what a run folder keeps."""
+        return cls(**{name: value for name, value in asked.items() if name != "environment"})
+
     def _make_plain(self) -> None:
         """Numbers of NumPy, which JSON and some generators don't take, become Python's; a path becomes text."""
         for name, value in list(vars(self).items()):

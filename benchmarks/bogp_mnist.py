@@ -55,7 +55,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def _check_kept(folder: Path, asked: Question) -> None:
     """What an older version did not ask has its default."""
-    if (folder / ASKED).is_file() and (before := Question(**read_json(folder / ASKED))) != asked:
+    if (folder / ASKED).is_file() and (before := Question.of(read_json(folder / ASKED))) != asked:
         raise ValueError(f"{str(folder)!r} was run with {before}, not {asked}: choose another --runs.")
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import agents.bayesian as bayesian_module
 import agents.bogp as module
 from agents import cli
-from agents.bogp import bogp
+from agents.bogp import ASKED, bogp
 from agents.bogp_record import BogpResult, Question, report
 from benchmarks import bogp_mnist
 from gnnrl_gym.relational.training import make_network
@@ -139,8 +139,16 @@ def test_another_question_is_not_resumed(run: tuple[BogpResult, Path], tmp_path:
     (folder / "result.json").unlink()
     with pytest.raises(ValueError, match=r"density=0\.5, not 0\.6"):
         bogp(replace(QUESTION, density=0.6), folder, "cpu", resume=True)
+    asked = json.loads((folder / ASKED).read_text())
+    asked["environment"]["data_digest"] = "of other labels"
+    (folder / ASKED).write_text(json.dumps(asked))
+    with pytest.raises(ValueError, match=r"other labels, size or normalisation of the images \(mlp-16-16 on digits"):
+        bogp(QUESTION, folder, "cpu", resume=True)
     with pytest.raises(FileNotFoundError, match="no finished run"):
         BogpResult.load(folder)
+    del asked["environment"]  # a run of before there were digests
+    (folder / ASKED).write_text(json.dumps(asked))
+    assert bogp(QUESTION, folder, "cpu", resume=True).trained == run[0].trained
 
 
 def test_command(tmp_path: Path) -> None:
