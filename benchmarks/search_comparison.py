@@ -141,8 +141,10 @@ def table(record: dict[str, Any]) -> str:
         best = [[r["best_so_far"][min(n, len(r["best_so_far"])) - 1] or None for r in runs] for n in points]
         shares = [*best, [r["test_accuracy"] for r in runs]]  # no plan within the budget yet: an empty cell
         rows.append([*cells, *(spread(values, 1, percent=True) for values in shares)])
-    dense = next(row["dense_test_accuracy"] for row in record["rows"] if "dense_test_accuracy" in row)
-    return markdown_table(header, [["dense", "", "100 %", *[""] * len(points), f"{100 * dense:.1f}"], *rows])
+    dense = [row["dense_test_accuracy"] for row in record["rows"] if "dense_test_accuracy" in row]  # all the same
+    return markdown_table(
+        header, [["dense", "", "100 %", *[""] * len(points), spread(dense[:1], 1, percent=True)], *rows]
+    )
 
 
 def figure(record: dict[str, Any], path: Path) -> None:

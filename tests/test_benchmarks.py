@@ -166,6 +166,12 @@ def test_tables_are_made_of_the_records_in_out(tmp_path: Path, monkeypatch: pyte
             draw(tmp_path, Path("out"))
 
 
+def test_a_comparison_of_the_outside_control_alone_is_a_table() -> None:
+    row = {"method": "torch-pruning", "evaluations": 1, "macs_ratio": 0.5, "test_accuracy": 0.6, "best_so_far": [0.7]}
+    text = search_comparison.table({"evaluations": 50, "rows": [row]})
+    assert "| dense |  | 100 % |  |  |" in text and "| torch-pruning | 1 | 50.00% | 70.0 | 60.0 |" in text
+
+
 def test_plans_over_the_budget_are_no_best_plan(tmp_path: Path) -> None:
     result = random_search(tmp_path / "random-0", evaluations=3)
     lines = [json.loads(line) for line in (tmp_path / "random-0" / LOG).read_text().splitlines()]
