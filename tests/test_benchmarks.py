@@ -166,6 +166,13 @@ def test_tables_are_made_of_the_records_in_out(tmp_path: Path, monkeypatch: pyte
             draw(tmp_path, Path("out"))
 
 
+def test_what_was_not_installed_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["not installed", "ok", "never asked"])
+    monkeypatch.setattr(coverage, "_isolated", lambda measure, name, seed: next(answers))
+    found = [coverage._kept(tmp_path / "a.json", coverage._torch_pruning, "alexnet", 0) for _ in range(3)]
+    assert found == ["not installed", "ok", "ok"]
+
+
 def test_a_comparison_of_the_outside_control_alone_is_a_table() -> None:
     row = {"method": "torch-pruning", "evaluations": 1, "macs_ratio": 0.5, "test_accuracy": 0.6, "best_so_far": [0.7]}
     text = search_comparison.table({"evaluations": 50, "rows": [row]})
