@@ -115,7 +115,7 @@ def loss_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     for images, labels in batches:
         loss = F.cross_entropy(model(images), labels)
-        for name, gradient in zip(named, _gradients(loss, named), strict=True):
+        for name, gradient in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
             total[name] += gradient
     return total
 
@@ -126,33 +126,28 @@ def gradient_flow(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Val
 
     def gradients(images: Tensor, labels: Tensor, graph: bool) -> tuple[Tensor, ...]:
         loss = F.cross_entropy(model(images) / TEMPERATURE, labels)
-        return _gradients(loss, named, create_graph=graph)
+        return torch.autograd.grad(loss, list(named.values()), create_graph=graph)
 
     whole = [sum(parts) for parts in zip(*(gradients(*batch, graph=False) for batch in batches), strict=True)]
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     for batch in batches:
         product = sum((g * w).sum() for g, w in zip(gradients(*batch, graph=True), whole, strict=True))
-        for name, hessian in zip(named, _gradients(product, named), strict=True):
+        for name, hessian in zip(named, torch.autograd.grad(product, list(named.values())), strict=True):
             total[name] += hessian
     return {name: named[name].detach() * value for name, value in total.items()}
 
 
 def synaptic_flow(network: PrunableNetwork, kept: npt.NDArray[np.bool_]) -> Values:
     """Weight times gradient of the summed outputs on an image of ones, with all weights by their size, in float64."""
-    model = network.slimmer.mask(kept).double().eval().requires_grad_()
+    model = network.slimmer.mask(kept).double().eval()
     with torch.no_grad():
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():
                 tensor.abs_()
     named = dict(model.named_parameters())
     image = torch.ones_like(network.example_input[0], dtype=torch.float64)
-    gradients = _gradients(model(image).sum(), named)
+    gradients = torch.autograd.grad(model(image).sum(), list(named.values()))
     return {name: p.detach() * g for (name, p), g in zip(named.items(), gradients, strict=True)}
-
-
-def _gradients(value: Tensor, named: dict[str, nn.Parameter], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Of `value` by every parameter; zero by those that it does not depend on, such as an unused layer's."""
-    return torch.autograd.grad(value, list(named.values()), create_graph=create_graph, materialize_grads=True)
 
 
 # ---- inside -------------------------------------------------------------------------------------------------------
@@ -163,9 +158,8 @@ def _env(recorder: PlanRecorder) -> Any:
 
 
 def _in_training(env: Any) -> nn.Module:
-    """A copy of the scored network with BatchNorm by batch, as in training, and no dropout: what gradients are of.
-    Frozen parameters are scored like the others, which lose units too."""
-    model: nn.Module = copy.deepcopy(env.network.model).train().requires_grad_()
+    """A copy of the scored network with BatchNorm by batch, as in training, and no dropout: what gradients are of."""
+    model: nn.Module = copy.deepcopy(env.network.model).train()
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0

@@ -181,22 +181,3 @@ def test_unit_scores_add_up_what_makes_a_filter() -> None:
     ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     # a 3x3 kernel of one input, bias, BatchNorm's scale and shift; then 3x3 of four inputs and a bias
     assert unit_scores(network, ones).tolist() == [9 + 1 + 2] * 4 + [36 + 1] * 6
-
-
-class Half(nn.Module):
-    """A frozen layer, and one that the forward does not use."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers, self.unused = chain(), nn.Linear(3, 3)
-        self.layers[1].requires_grad_(False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("method", [snip, grasp, synflow])
-@pytest.mark.parametrize("granularity", ["channels", "unstructured"])
-def test_frozen_and_unused_parameters_change_no_choice(method: Any, granularity: str) -> None:
-    plain, half = (mask_of(method, env_of(model, granularity)) for model in (chain(), Half()))
-    np.testing.assert_array_equal(plain, half)
