@@ -17,9 +17,10 @@ import torch
 from agents.bayesian import bayesian, random_graphs, require_botorch
 from agents.bogp_record import BogpResult, Question, report
 from agents.recorder import LOG, EvaluationsExhausted, PlanRecorder, remembered
-from agents.results import ASKED_OF, RESULT, WEIGHTS, write_atomic
+from agents.results import ASKED_OF, RESULT, WEIGHTS, digest_of_data, write_atomic
 from agents.run_folder import begin, free_folder
 from gnnrl_gym.envs.relational import RelationalEnv
+from gnnrl_gym.files import read_json
 from gnnrl_gym.relational.masks import plain_state
 
 ASKED, TRAINED, REPORT = ASKED_OF["bogp"], "trained", "report.md"
@@ -46,13 +47,13 @@ def bogp(
     Raises:
         ImportError: BoTorch is not installed.
         FileExistsError: `out` holds a run.
-        ValueError: `out` holds a run of another question, or the environment refuses the question.
+        ValueError: `out` holds a run of another question or other data, or the environment refuses the question.
     """
     require_botorch()
     resume = resume and (Path(out) / ASKED).is_file()
     folder = Path(out) if resume else free_folder(out)
     start, env = time.perf_counter(), question.environment(device)  # before anything is written: it may refuse
-    begin(out, asdict(question), resume, ASKED)
+    begin(out, _asked(question, env, folder), resume, ASKED)
     with _one_thread_if_small(env):
         found = {name: _search(name, env, question, folder / name, progress) for name in SEARCHERS}
         trained = _trained(env, question, folder, {name: pick for name, (pick, _) in found.items()})
@@ -60,6 +61,15 @@ def bogp(
     write_atomic(folder / REPORT, lambda file: file.write(report(result).encode()))
     write_atomic(folder / RESULT, lambda file: file.write(json.dumps(asdict(result), indent=2).encode() + b"\n"))
     return result
+
+
+def _asked(question: Question, env: RelationalEnv, folder: Path) -> dict[str, Any]:
+    """What the run folder keeps of a question, with a digest of what names don't say."""
+    asked = asdict(question)
+    if (folder / ASKED).is_file() and "environment" not in read_json(folder / ASKED):  # of before there was one
+        return asked
+    about = {"model": question.model, "data": question.data, "data_digest": digest_of_data(env.data)}
+    return asked | {"environment": about}
 
 
 @contextlib.contextmanager
@@ -152,15 +162,16 @@ def _result(
         random_search_test_accuracy=float(np.mean(trained["random search"])),
         random_test_accuracy=float(controls.mean()),
         trained=trained,
-        noise={"graphs": _deviation(controls.mean(1)), "seeds": float(np.mean([_deviation(row) for row in controls]))},
+        noise={"graphs": _deviation(controls.mean(1)), "seeds": _deviation(controls.T)},
         correlations=_correlations(env),
         seconds=seconds,
         settings=asked,
     )
 
 
-def _deviation(values: Any) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def _deviation(values: np.ndarray) -> float | None:
+    """Standard deviation along the first axis, its mean over the others; None of one value."""
+    return float(np.std(values, axis=0, ddof=1).mean()) if len(values) > 1 else None
 
 
 def _correlations(env: RelationalEnv) -> dict[str, float]:

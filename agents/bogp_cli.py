@@ -42,7 +42,7 @@ def bogp(
     """Find the relational graph whose sparse masks train best, by Bayesian optimisation; train and report it."""
     if resume is not None:
         check_goes_on_alone(context, resume, "device")
-        _run(Question(**read_asked(resume, ASKED)), resume, device, resume=True)
+        _run(Question.of(read_asked(resume, ASKED)), resume, device, resume=True)
         return
     question = Question(
         model, data, density, scope, nodes, pool_size, epochs, learning_rate, weight_decay, shift,

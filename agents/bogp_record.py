@@ -29,7 +29,8 @@ class Question:
         controls: graphs drawn from the pool at random that are trained at the end, too.
 
     Raises:
-        ValueError: a number of these is out of range, or there are more evaluations or controls than graphs.
+        ValueError: a number of these is out of range, there are more evaluations or controls than graphs, or the
+            model is a module or the data a data set of the caller's: a record can't hold them.
     """
 
     model: str = "mlp-64-64"
@@ -50,12 +51,30 @@ class Question:
     controls: int = 10
 
     def __post_init__(self) -> None:
+        self._make_plain()
         names = ("evaluations", "final_epochs", "final_seeds", "controls")
         check_whole(1, **{name: getattr(self, name) for name in names})
         check_seed(seed=self.seed)
         for name in ("evaluations", "controls"):
             if getattr(self, name) > self.pool_size:
                 raise ValueError(f"{name}={getattr(self, name)} is more than the {self.pool_size} graphs of the pool.")
+
+    @classmethod
+    def of(cls, asked: dict[str, Any]) -> Question:
+        """The question among what a run folder keeps."""
+        return cls(**{name: value for name, value in asked.items() if name != "environment"})
+
+    def _make_plain(self) -> None:
+        """Numbers of NumPy, which JSON and some generators don't take, become Python's; a path becomes text."""
+        for name, value in list(vars(self).items()):
+            plain = value.item() if isinstance(value, np.generic) else value
+            object.__setattr__(self, name, os.fspath(plain) if isinstance(plain, os.PathLike) else plain)
+        for name, kind in (("model", "a name"), ("data", "a name or a path")):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"{name} must be {kind}, got {type(getattr(self, name)).__name__}: its record has to say what ran. "
+                    "Search with agents.bayesian.bayesian on GNNRL-Relational-v0, which takes objects, instead."
+                )
 
     def environment(self, device: str) -> RelationalEnv:
         """The environment in question."""
@@ -81,7 +100,8 @@ class BogpResult:
         trained: test accuracies of every final training: by name (`dense`, `bayesian`, `random search`), and of the
             random graphs a list per graph.
         noise: standard deviations, over the random graphs, of what differs between `graphs` (their means over the
-            seeds, so a part of it is noise) and of what differs between `seeds` of one graph.
+            seeds, so a part of it is noise) and of what differs between `seeds` of one graph; None where there is
+            one graph or one seed.
         correlations: Spearman's, between each varying descriptor and the search accuracy, over all graphs scored.
         seconds: wall time. settings: what else was asked. versions, machine: where it ran.
     """
@@ -104,7 +124,7 @@ class BogpResult:
     random_search_test_accuracy: float
     random_test_accuracy: float
     trained: dict[str, Any]
-    noise: dict[str, float]
+    noise: dict[str, float | None]
     correlations: dict[str, float]
     seconds: float
     settings: dict[str, Any]
@@ -147,8 +167,8 @@ def report(result: BogpResult) -> str:
         f"| | evaluations | search accuracy | test accuracy ({seeds}) |", "| --- | ---: | ---: | ---: |",
         *(f"| {name} | {count} | {search} | {spread(values)} |" for name, count, search, values in rows), "",
         f"The pick is graph {result.graph}: {_listed(result.descriptors)}.", "",
-        f"Noise of training (seeds of one graph): {100 * result.noise['seeds']:.2f} points; between graphs: "
-        f"{100 * result.noise['graphs']:.2f}. Rank correlation with the search accuracy: "
+        f"Noise of training (seeds of one graph): {_points(result.noise['seeds'])}; between graphs: "
+        f"{_points(result.noise['graphs'])}. Rank correlation with the search accuracy: "
         f"{_listed(result.correlations)}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -158,6 +178,10 @@ def spread(values: Any) -> str:
     """Mean and standard deviation in percent."""
     percent = 100 * np.asarray(values, float)
     return f"{percent.mean():.2f} ± {percent.std(ddof=1):.2f}" if len(percent) > 1 else f"{percent.mean():.2f}"
+
+
+def _points(deviation: float | None) -> str:
+    return "not measured, there was one" if deviation is None else f"{100 * deviation:.2f} points"
 
 
 def _listed(values: dict[str, float]) -> str:

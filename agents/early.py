@@ -128,6 +128,7 @@ def search_mask(
     """Run a searcher on a mask environment; the recorder has the best mask and the accuracies. What `folder` knows
     from an interrupted run is not measured again."""
     mask_env: Any = env.unwrapped
+    env.reset(seed=seed)  # whatever was searched before
     for line in remembered(folder) if folder else ():
         mask_env.evaluator.remember(line["mask"], line["search_accuracy"])
     recorder = PlanRecorder(env, evaluations, folder, progress)

@@ -179,10 +179,14 @@ def name_of(model: str | nn.Module) -> str:
 def environment_record(env: NetworkEnv) -> dict[str, Any]:
     """The environment's arguments, modules and data sets by name, and digests (`DIGESTS`) of what names don't say."""
     names = {"model": name_of(env.arguments["model"]), "data": env.data.name}
-    weights = env.given.state_dict()
-    data = {"labels": env.data.search.labels, "mean": env.data.mean, "std": env.data.std, "shape": env.data.input_shape}
-    digests = (digest_of(weights), digest_of({key: torch.as_tensor(value) for key, value in data.items()}))
+    digests = (digest_of(env.given.state_dict()), digest_of_data(env.data))
     return env.arguments | names | dict(zip(DIGESTS, digests, strict=True))
+
+
+def digest_of_data(data: DataSplits) -> str:
+    """Of labels, size and normalisation of the images (`DIGESTS`)."""
+    known = {"labels": data.search.labels, "mean": data.mean, "std": data.std, "shape": data.input_shape}
+    return digest_of({key: torch.as_tensor(value) for key, value in known.items()})
 
 
 def environment_arguments(record: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def bench(
     distill: Annotated[float, typer.Option(help="Weight of the dense network's outputs in fine-tuning.")] = 0.0,
     images: Annotated[str, typer.Option(help="Of fine-tuning: train, or all, the search's too.")] = "train",
     runs: Annotated[Path, typer.Option(help="Run folders of searches; finished ones are kept.")] = Path("runs/bench"),
-    out: Annotated[Path, typer.Option(help="Folder of the JSON records.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Folder of the JSON records, also for --tables.")] = RESULTS,
     tables: Annotated[bool, typer.Option(help="Rebuild tables and pictures of README.md and docs/.")] = False,
 ) -> None:
     """Run benchmarks, each of which writes one JSON record; or list them."""
@@ -43,8 +43,8 @@ def bench(
         typer.echo(f"{name}: {known[name].measure(options, out)}")
     if tables:
         for page in (path for place in PAGES for path in _pages(Path(place))):
-            typer.echo(f"{page}: {rebuild(page)} tables")
-        for picture in draw(PICTURES):
+            typer.echo(f"{page}: {rebuild(page, out)} tables")
+        for picture in draw(PICTURES, out):
             typer.echo(str(picture))
     if not names and not tables:
         for benchmark in known.values():

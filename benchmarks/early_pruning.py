@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from tqdm import tqdm
 from agents.early import ASKED, early
 from agents.results import RESULT, SearchResult
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
+from benchmarks.searches import asked_of, check_same, measured_on, side_by_side
 from gnnrl_gym.evaluation.training import RECIPES
 
 MLP, CNN = "mlp-300-100", "cnn-4"
@@ -73,19 +72,28 @@ SEARCH_IMAGES = {MLP: 6000, CNN: 1000}
 
 def run(options: Options) -> dict[str, Any]:
     """Every job and seed is a run folder; those that are finished are not run again. After Ctrl-C the record holds
-    what is finished, and says what is missing."""
+    what is finished, and says what is missing.
+
+    Raises:
+        ValueError: an unknown model, or a run that is there was made with other arguments.
+    """
     model = options.model or MLP
     if model not in JOBS:
         raise ValueError(f"early-pruning knows {', '.join(JOBS)}, not {model!r}.")
     base = options.runs / f"early-{model}-{options.evaluations}"
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(job, seed) for late in (False, True) for seed in seeds for job in JOBS[model] if job.late == late]
+    for job, seed in jobs:
+        _check_kept(options, model, job, seed, base)
     try:
         _run_all([(job, seed) for job, seed in jobs if not _finished(base, job, seed)], options, model, base)
     except KeyboardInterrupt:
+        if not any(_finished(base, job, seed) for job, seed in jobs):
+            raise  # a record of nothing would replace one that is there
         print("Stopped: the record holds the runs that are finished.")
     done = [(job, seed) for job, seed in jobs if _finished(base, job, seed)]
     return {
+        **measured_on([SearchResult.load(_folder(base, job, seed)) for job, seed in done]),
         "model": model,
         "evaluations": options.evaluations,
         "threads_per_run": 1,
@@ -101,17 +109,9 @@ def _run_all(jobs: list[tuple[Job, int]], options: Options, model: str, base: Pa
         for job, seed in tqdm(jobs, unit="run", disable=None):
             _run(options, model, job, seed, base)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context, initializer=_one_thread) as pool:
-        # the dense networks first: others start from their weights
-        for wave in ([j for j in jobs if j[0] == DENSE], [j for j in jobs if j[0] != DENSE]):
-            pending = [pool.submit(_run, options, model, job, seed, base) for job, seed in wave]
-            for done in tqdm(as_completed(pending), total=len(pending), unit="run", disable=None):
-                done.result()
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+    # the dense networks first: others start from their weights
+    for wave in ([j for j in jobs if j[0] == DENSE], [j for j in jobs if j[0] != DENSE]):
+        side_by_side(_run, [(options, model, job, seed, base) for job, seed in wave], options.workers, "run")
 
 
 def _folder(base: Path, job: Job, seed: int) -> Path:
@@ -122,20 +122,31 @@ def _finished(base: Path, job: Job, seed: int) -> bool:
     return (_folder(base, job, seed) / RESULT).is_file()
 
 
+def _environment(options: Options, model: str, job: Job, seed: int) -> dict[str, Any]:
+    """Arguments of `GNNRL-Mask-v0`, without the weights of the dense run, which lie beside it."""
+    return {
+        "model": model,
+        "data": options.data or {MLP: "mnist", CNN: "cifar10"}[model],
+        "sparsity": job.sparsity,
+        "objective": job.objective,
+        "init_seed": seed,
+        "search_images": SEARCH_IMAGES[model],
+        "device": "cpu",
+    }
+
+
+def _check_kept(options: Options, model: str, job: Job, seed: int, base: Path) -> None:
+    folder, settings = _folder(base, job, seed), {"recipe": RECIPES[model].record(), "control": True}
+    if (folder / ASKED).is_file():
+        environment, evaluations = _environment(options, model, job, seed), job.evaluations or options.evaluations
+        check_same(folder, asked_of(job.method, evaluations, seed, environment, settings), ASKED)
+
+
 def _run(options: Options, model: str, job: Job, seed: int, base: Path) -> None:
     folder = _folder(base, job, seed)
     trained = _folder(base, DENSE, seed) / "pruned.pt"
-    env = gym.make(
-        "GNNRL-Mask-v0",
-        model=model,
-        data=options.data or {MLP: "mnist", CNN: "cifar10"}[model],
-        sparsity=job.sparsity,
-        objective=job.objective,
-        init_seed=seed,
-        weights=str(trained) if job.objective == "pretrained" else None,
-        search_images=SEARCH_IMAGES[model],
-        device="cpu",
-    )
+    weights = str(trained) if job.objective == "pretrained" else None
+    env = gym.make("GNNRL-Mask-v0", **_environment(options, model, job, seed), weights=weights)
     begun = (folder / ASKED).is_file()
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)  # left by a version that could not go on

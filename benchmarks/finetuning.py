@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
 from agents.refine import finetune_run
 from agents.results import RESULT, SearchResult
+from agents.run_folder import finished
 from benchmarks.published_count import published_ratio
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from benchmarks.search_comparison import WITHOUT_CHANCE
+from benchmarks.searches import side_by_side
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", "sensitivity", "ppo")
@@ -30,16 +27,16 @@ def run(options: Options) -> dict[str, Any]:
     A method without chance has one plan; its seeds are those of the fine-tuning. Interrupted, it goes on at the epoch
     where it was. `--methods` chooses what is run; the record holds every finished run that differs in the number of
     epochs at most: a schedule of one epoch and one of thirty stand side by side.
+
+    Raises:
+        FileNotFoundError: one of the searches is not there.
     """
     base = options.runs / f"{options.model or DIGITS}-{options.budget:g}-{options.evaluations}"
     tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{_how(options)}")
     seeds = range(options.seed, options.seed + options.seeds)
-    jobs = [(method, seed) for seed in seeds for method in options.methods or METHODS]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        pending = [pool.submit(_finetune, base, tuned, options, method, seed) for method, seed in jobs]
-        for done in tqdm(as_completed(pending), total=len(jobs), unit="network", disable=None):
-            done.result()
+    jobs = [(options, method, seed) for seed in seeds for method in options.methods_of(METHODS)]
+    work = [(_source(base, *job), tuned / f"{job[1]}-{job[2]}", *job) for job in jobs]
+    side_by_side(_finetune, work, options.workers, "network")
     about = {"model": options.model or DIGITS, "budget": options.budget, "learning_rate": LEARNING_RATE}
     about |= {"distill": options.distill, "images": options.images}
     return about | {"rows": [row for folder in _folders(base, options) if (row := _row(folder))]}
@@ -56,11 +53,14 @@ def _how(options: Options) -> str:
     return f"{options.distill:g}{'-all' if options.images == 'all' else ''}"
 
 
-def _finetune(base: Path, tuned: Path, options: Options, method: str, seed: int) -> None:
-    torch.set_num_threads(1)
-    source, folder = base / f"{method}-{options.seed if method in WITHOUT_CHANCE else seed}", tuned / f"{method}-{seed}"
-    if not (source / RESULT).is_file():
+def _source(base: Path, options: Options, method: str, seed: int) -> Path:
+    source = base / f"{method}-{options.seed if method in WITHOUT_CHANCE else seed}"
+    if not finished(source):
         raise FileNotFoundError(f"No finished search in {str(source)!r}: run search-comparison first.")
+    return source
+
+
+def _finetune(source: Path, folder: Path, options: Options, method: str, seed: int) -> None:
     if not (folder / RESULT).is_file():
         half = folder.with_name(f".{folder.name}")  # a copy that is cut off must not look like a whole one
         shutil.rmtree(half, ignore_errors=True)

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from agents.ppo import POLICY
 from agents.recorder import LOG
+from agents.results import SearchResult
 from agents.sb3 import make_sb3_env
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE, environment_of, searcher_of
-from benchmarks.searches import searched
+from benchmarks.searches import measured_on, searched
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.zoo.models import DIGITS
@@ -33,9 +34,10 @@ def run(options: Options) -> dict[str, Any]:
     """Every method and seed is a run folder; those that are finished are not run again."""
     model = options.model or DIGITS
     base = options.runs / f"off-policy-{model}-{options.budget:g}-{options.evaluations}"
-    jobs = [(method, seed) for method in options.methods or METHODS for seed in _seeds(method, options)]
+    jobs = [(method, seed) for method in options.methods_of(METHODS) for seed in _seeds(method, options)]
     rows = [_row(options, method, seed, base) for method, seed in tqdm(jobs, unit="search", disable=None)]
-    return {"model": model, "budget": options.budget, "evaluations": options.evaluations, "rows": rows}
+    where = measured_on([SearchResult.load(base / f"{method}-{seed}") for method, seed in jobs])
+    return where | {"model": model, "budget": options.budget, "evaluations": options.evaluations, "rows": rows}
 
 
 def _seeds(method: str, options: Options) -> range:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.results import machine, versions, write_atomic
+from agents.run_folder import check_writable
+from gnnrl_gym.checks import check_choice, check_seed, check_whole
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,6 +31,9 @@ class Options:
         epochs, distill, images: of fine-tuning; the weight of the dense network's outputs in its loss, and whether it
             sees the "train" images or "all", those of the search too.
         runs: folder for the run folders of searches, from which an interrupted benchmark resumes.
+
+    Raises:
+        ValueError: a number is out of range, or `images` is neither.
     """
 
     seed: int = 0
@@ -44,6 +49,22 @@ class Options:
     images: str = "train"
     methods: tuple[str, ...] = ()
     runs: Path = Path("runs/bench")
+
+    def __post_init__(self) -> None:
+        names = ("seeds", "evaluations", "workers", "epochs")
+        check_whole(1, **{name: getattr(self, name) for name in names})
+        check_seed(seed=self.seed)
+        check_choice("images", self.images, ("train", "all"))
+
+    def methods_of(self, known: tuple[str, ...]) -> tuple[str, ...]:
+        """The searchers to run, of those that a benchmark knows.
+
+        Raises:
+            ValueError: it does not know one, and would leave it out of its table.
+        """
+        for method in self.methods:
+            check_choice("method", method, known)
+        return self.methods or known
 
 
 @dataclass(frozen=True)
@@ -66,7 +87,13 @@ class Benchmark:
     figure: Callable[[dict[str, Any], Path], None] | None = None
 
     def measure(self, options: Options, folder: Path = RESULTS) -> Path:
-        """Run it and write `NAME[-VARIANT].json` with seed, versions and machine."""
+        """Run it and write `NAME[-VARIANT].json` with seed, machine and versions: those of now, if `run` says none.
+
+        Raises:
+            NotADirectoryError, PermissionError: nothing can be written in `folder`; said before any work starts.
+        """
+        path = folder / f"{'-'.join(filter(None, (self.name, self.variant(options))))}.json"
+        check_writable(path)
         start = time.perf_counter()
         figures = self.run(options)
         record = {
@@ -78,7 +105,6 @@ class Benchmark:
             "versions": versions(),
             **figures,
         }
-        path = folder / f"{'-'.join(filter(None, (self.name, self.variant(options))))}.json"
         write_atomic(path, lambda file: file.write(json.dumps(record, indent=1).encode() + b"\n"))
         return path
 
@@ -100,11 +126,14 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def spread(values: Sequence[float | None], decimals: int, percent: bool = False) -> str:
-    """Mean ± standard deviation of what there is; one value alone, nothing where there is none."""
+    """Mean ± standard deviation of what there is, and of how many that is where some are missing; one value alone,
+    nothing where there is none."""
     found = [(100 if percent else 1) * value for value in values if value is not None]
-    if len(found) < 2:
-        return "".join(f"{value:.{decimals}f}" for value in found)
-    return f"{statistics.mean(found):.{decimals}f} ± {statistics.stdev(found):.{decimals}f}"
+    if not found:
+        return ""
+    deviation = f" ± {statistics.stdev(found):.{decimals}f}" if len(found) > 1 else ""
+    missing = f" ({len(found)} of {len(values)})" if len(found) < len(values) else ""
+    return f"{statistics.mean(found):.{decimals}f}{deviation}{missing}"
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

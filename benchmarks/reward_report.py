@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from torch import nn
 from tqdm import tqdm
 
-from agents.results import write_atomic
+from agents.results import DIGESTS, environment_record, write_atomic
 from benchmarks.registry import Benchmark, Options, markdown_table
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy, logits
@@ -67,12 +67,13 @@ def _row(path: Path, env: PruneEnv, plan: np.ndarray, seed: int) -> dict[str, An
     """The measured plan [A] of a file, made where it is not there.
 
     Raises:
-        ValueError: the file is of another plan or other settings.
+        ValueError: the file is of another plan, other settings, weights or data.
     """
-    about = {"settings": _settings(), "widths": plan.tolist()}
+    given = environment_record(env)
+    about = {"settings": _settings(), "widths": plan.tolist(), **{key: given[key] for key in DIGESTS}}
     if path.is_file():
         row: dict[str, Any] = json.loads(path.read_text())
-        if {key: row[key] for key in about} != about:
+        if any(row.get(key, value) != value for key, value in about.items()):  # old files have no digests
             raise ValueError(f"{path} was made with other settings: choose another --runs.")
         return row
     start, network = time.perf_counter(), env.network

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from agents.recorder import LOG
 from agents.results import RESULT, SearchResult, write_atomic
 from agents.run_folder import finished
+from agents.search import ASKED
 from benchmarks.registry import Benchmark, Options, markdown_table, of_evaluations, spread
-from benchmarks.searches import searched
+from benchmarks.searches import asked_of, check_same, measured_on, searched, side_by_side
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
 from gnnrl_gym.zoo.models import DIGITS
@@ -39,23 +36,25 @@ def run(options: Options) -> dict[str, Any]:
     """Every method and seed is a run folder; those that are finished are not run again.
 
     `--methods` chooses what is run; the record holds every finished run of the folder.
+
+    Raises:
+        ValueError: one of them was made with other arguments.
     """
     model = options.model or DIGITS
     base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
-    jobs = [(method, seed) for method in options.methods or METHODS for seed in _seeds(method, options)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context, initializer=_one_thread) as pool:
-        pending = [pool.submit(_search, options, method, seed, base) for method, seed in jobs]
-        for done in tqdm(as_completed(pending), total=len(pending), unit="search", disable=None):
-            done.result()
+    methods = options.methods_of(METHODS)
+    jobs = [(options, method, seed, base) for method in methods for seed in _seeds(method, options)]
+    _check_kept(options, base)
+    side_by_side(_search, jobs, options.workers, "search")
     folders = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
-    rows = [_row(folder) for folder in folders if finished(folder)]
+    folders = [folder for folder in folders if finished(folder)]
     return {
+        **measured_on([SearchResult.load(folder) for folder in folders if not folder.name.startswith(OUTSIDE)]),
         "model": model,
         "budget": options.budget,
         "evaluations": options.evaluations,
         "threads_per_search": 1,
-        "rows": rows,
+        "rows": [_row(folder) for folder in folders],
     }
 
 
@@ -64,17 +63,25 @@ def _seeds(method: str, options: Options) -> range:
     return range(options.seed, options.seed + (1 if method in WITHOUT_CHANCE else options.seeds))
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _check_kept(options: Options, base: Path) -> None:
+    """Before any work; those of other methods than are run now are in the record too."""
+    for method in METHODS:
+        for path in sorted(base.glob(f"{method}-[0-9]*/{ASKED}")):
+            seed = int(path.parent.name.rpartition("-")[2])
+            check_same(path.parent, asked_of(*_asked(options, method, seed)))
+
+
+def _asked(options: Options, method: str, seed: int) -> tuple[str, int, int, dict[str, Any], dict[str, Any]]:
+    settings = SETTINGS.get(method, {})
+    return searcher_of(method), options.evaluations, seed, environment_of(options, method), settings
 
 
 def _search(options: Options, method: str, seed: int, base: Path) -> None:
-    folder = base / f"{method}-{seed}"
+    folder, asked = base / f"{method}-{seed}", _asked(options, method, seed)
     if method != OUTSIDE:
-        settings = SETTINGS.get(method, {})
-        searched(folder, searcher_of(method), options.evaluations, seed, environment_of(options, method), settings)
+        searched(folder, *asked)
     elif not finished(folder):
-        _control(gym.make("GNNRL-Prune-v0", **environment_of(options, method)), folder / RESULT)
+        _control(gym.make("GNNRL-Prune-v0", **environment_of(options, method)), folder, asked_of(*asked))
 
 
 def environment_of(options: Options, method: str) -> dict[str, Any]:
@@ -88,14 +95,14 @@ def searcher_of(method: str) -> str:
     return "ppo" if method.startswith("ppo") else method
 
 
-def _control(env: gym.Env[Any, Any], path: Path) -> None:
+def _control(env: gym.Env[Any, Any], folder: Path, asked: dict[str, Any]) -> None:
     """Only where it is installed: it is no dependency."""
     try:
         row = control(env.unwrapped)  # type: ignore[arg-type]
     except ImportError:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda file: file.write(json.dumps(row).encode()))
+    for name, content in ((ASKED, asked), (RESULT, row)):
+        write_atomic(folder / name, lambda file, content=content: file.write(json.dumps(content).encode()))  # type: ignore[misc]
 
 
 def _row(folder: Path) -> dict[str, Any]:
@@ -134,8 +141,10 @@ def table(record: dict[str, Any]) -> str:
         best = [[r["best_so_far"][min(n, len(r["best_so_far"])) - 1] or None for r in runs] for n in points]
         shares = [*best, [r["test_accuracy"] for r in runs]]  # no plan within the budget yet: an empty cell
         rows.append([*cells, *(spread(values, 1, percent=True) for values in shares)])
-    dense = next(row["dense_test_accuracy"] for row in record["rows"] if "dense_test_accuracy" in row)
-    return markdown_table(header, [["dense", "", "100 %", *[""] * len(points), f"{100 * dense:.1f}"], *rows])
+    dense = [row["dense_test_accuracy"] for row in record["rows"] if "dense_test_accuracy" in row]  # all the same
+    return markdown_table(
+        header, [["dense", "", "100 %", *[""] * len(points), spread(dense[:1], 1, percent=True)], *rows]
+    )
 
 
 def figure(record: dict[str, Any], path: Path) -> None:

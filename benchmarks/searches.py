@@ -1,18 +1,45 @@
-"""Searches of a benchmark: each is a run folder, made once, and gone on with after an interruption."""
+"""Runs of a benchmark: each is a folder, made once, gone on with after an interruption, and made side by side."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch
+from tqdm import tqdm
 
 from agents.results import SearchResult
 from agents.run_folder import finished
 from agents.search import ASKED, search
 from gnnrl_gym.files import read_json
+
+
+def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int, unit: str) -> None:
+    """``work(*job)`` of all jobs in as many processes as there are workers, each with one thread.
+
+    After Ctrl-C, and where a job fails, no other begins: what a pool was handed before would be done all the same.
+    """
+    context, waiting = multiprocessing.get_context("spawn"), iter(jobs)
+    bar = tqdm(total=len(jobs), unit=unit, disable=None)
+    with bar, ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        running = {pool.submit(work, *job) for job in islice(waiting, workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for job in done:
+                job.result()
+            bar.update(len(done))
+            running |= {pool.submit(work, *job) for job in islice(waiting, len(done))}
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def searched(
@@ -29,8 +56,7 @@ def searched(
     """
     begun = (folder / ASKED).is_file()
     if begun:
-        asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
-        _check_same(folder, json.loads(json.dumps(asked, default=str)))
+        check_same(folder, asked_of(method, evaluations, seed, environment, settings))
     if not finished(folder):
         if not begun:
             shutil.rmtree(folder, ignore_errors=True)  # left by a version that could not go on
@@ -40,10 +66,37 @@ def searched(
     return SearchResult.load(folder)
 
 
-def _check_same(folder: Path, asked: dict[str, Any]) -> None:
-    """Arguments of the environment that are not asked for don't count: later versions have more of them."""
-    before = read_json(folder / ASKED)
-    found = before | {"environment": {key: before["environment"].get(key) for key in asked["environment"]}}
+def measured_on(results: Sequence[Any]) -> dict[str, Any]:
+    """Machine and versions of finished runs, for their record: some may be of another machine, or of before an update.
+    Several stand side by side."""
+    packages = dict.fromkeys(name for result in results for name in result.versions)
+    versions = {name: _each(result.versions.get(name, "unknown") for result in results) for name in packages}
+    return {"machine": _each(result.machine for result in results), "versions": versions} if results else {}
+
+
+def _each(values: Iterable[str]) -> str:
+    return " and ".join(sorted(set(values)))
+
+
+def asked_of(
+    method: str, evaluations: int, seed: int, environment: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What a run folder keeps of a search, JSON-able; arguments as of `searched`."""
+    asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
+    kept: dict[str, Any] = json.loads(json.dumps(asked, default=str))
+    return kept
+
+
+def check_same(folder: Path, asked: dict[str, Any], name: str = ASKED) -> None:
+    """Whether a run folder is of what is `asked`, by its file `name`. Arguments of the environment that are not asked
+    for don't count: later versions have more of them.
+
+    Raises:
+        ValueError: it was run with something else.
+    """
+    found = read_json(folder / name)
+    if "environment" in asked:
+        found |= {"environment": {key: found["environment"].get(key) for key in asked["environment"]}}
     for key in asked.keys() | found.keys():
         if asked.get(key) != found.get(key):
             raise ValueError(

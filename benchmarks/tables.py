@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
+from typing import Any
 
 from agents.results import write_atomic
-from benchmarks.registry import RESULTS, benchmarks
+from benchmarks.registry import RESULTS, Benchmark, benchmarks
+from gnnrl_gym.files import read_json
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -16,15 +17,15 @@ def rebuild(page: Path, results: Path = RESULTS) -> int:
     """Replace what stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->`` in `page`; how many were.
 
     Raises:
-        FileNotFoundError: a table has no record.
+        FileNotFoundError: a table has no record. ValueError: a record is damaged.
     """
 
     def fill(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.json"
         if not path.is_file():
             raise FileNotFoundError(f"{page} wants the table {match['name']!r}, but there is no {path}.")
-        record = json.loads(path.read_text())
-        text = benchmarks()[record["benchmark"]].table(record)
+        record, benchmark = _read(path)
+        text = benchmark.table(record)
         torch = record["versions"]["torch"]
         source = f"`{path.name}`: {record['machine']}; torch {torch}; seed {record['seed']}; {record['date']}"
         return f"{match[1]}{text}\n\n<sub>{source}</sub>\n{match[3]}"
@@ -35,12 +36,23 @@ def rebuild(page: Path, results: Path = RESULTS) -> int:
 
 
 def draw(folder: Path, results: Path = RESULTS) -> list[Path]:
-    """Draw every record that has a figure into `folder`."""
+    """Draw every record that has a figure into `folder`.
+
+    Raises:
+        ValueError: a JSON file there is damaged, or no record.
+    """
     drawn = []
     for path in sorted(results.glob("*.json")):
-        record = json.loads(path.read_text())
-        figure = benchmarks()[record["benchmark"]].figure
-        if figure is not None:
-            figure(record, folder / f"{path.stem}.png")
+        record, benchmark = _read(path)
+        if benchmark.figure is not None:
+            benchmark.figure(record, folder / f"{path.stem}.png")
             drawn.append(folder / f"{path.stem}.png")
     return drawn
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Benchmark]:
+    """A record, and the benchmark that wrote it."""
+    record, known = read_json(path), benchmarks()
+    if record.get("benchmark") not in known:
+        raise ValueError(f"{str(path)!r} is no record of `gnnrl bench`: move it elsewhere.")
+    return record, known[record["benchmark"]]

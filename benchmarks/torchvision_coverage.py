@@ -28,6 +28,7 @@ from gnnrl_gym.envs.landing import land
 
 PLANS = 3
 BUDGET = 0.5
+ABSENT = "not installed"  # of Torch-Pruning: no measurement, so it is asked again
 MEMORY, CPU_SECONDS = 16 << 30, 600  # of one process
 # the smallest images that the network takes, to save time: channels, not pixels, are what is checked
 _SIZES = {"vit_h_14": 56, "vit_": 224, "maxvit": 224, "swin_v2": 256, "swin": 224, "inception": 299, "googlenet": 128}
@@ -39,7 +40,7 @@ def run(options: Options) -> dict[str, Any]:
     Rows are kept in the runs folder: an interrupted measurement goes on where it was.
     """
     names = [options.model] if options.model else torchvision.models.list_models(module=torchvision.models)
-    folder = options.runs / "torchvision-coverage"
+    folder = options.runs / f"torchvision-coverage{f'-{options.seed}' if options.seed else ''}"
     rows = []
     with tqdm(names, unit="network") as bar:
         for name in bar:
@@ -56,11 +57,11 @@ def _row(folder: Path, name: str, seed: int) -> dict[str, Any]:
 
 
 def _kept(path: Path, measure: Callable[[str, int], Any], name: str, seed: int) -> Any:
-    if not path.is_file():
-        found = json.dumps(_isolated(measure, name, seed)).encode()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda file: file.write(found))
-    return json.loads(path.read_text())
+    if path.is_file() and (known := json.loads(path.read_text())) != ABSENT:
+        return known
+    found = json.dumps(_isolated(measure, name, seed))
+    write_atomic(path, lambda file: file.write(found.encode()))
+    return json.loads(found)
 
 
 def _isolated(measure: Callable[[str, int], Any], name: str, seed: int) -> Any:
@@ -168,7 +169,7 @@ def _torch_pruning(name: str, seed: int) -> str:
     try:
         import torch_pruning
     except ImportError:
-        return "not installed"
+        return ABSENT
     model, x = _prepared(name, seed)
     ignored = [m for m in model.modules() if 1000 in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
     pruner = torch_pruning.pruner.MagnitudePruner(

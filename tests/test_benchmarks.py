@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from agents.recorder import LOG, PlanRecorder
-from agents.results import RESULT
-from benchmarks import finetuning, reward_report, search_comparison
-from benchmarks.registry import Options, spread
+from agents.results import ASKED_OF, RESULT
+from benchmarks import bogp_mnist, early_pruning, finetuning, off_policy, reward_report, search_comparison, searches
+from benchmarks import torchvision_coverage as coverage
+from benchmarks.cli import bench
+from benchmarks.registry import RESULTS, Benchmark, Options, spread
 from benchmarks.searches import searched
+from benchmarks.tables import draw
 
 FEW: dict[str, Any] = {"search_images": 50, "recalibration_images": 16, "device": "cpu"}
 
@@ -46,6 +52,22 @@ def test_an_interrupted_search_is_gone_on_with(tmp_path: Path, monkeypatch: pyte
     assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_ctrl_c_no_other_search_begins(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def interrupted(options: Options, method: str, seed: int, base: Path) -> None:
+        begun.append(seed)
+        if seed == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_comparison, "_search", interrupted)
+    monkeypatch.setattr(searches, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    with pytest.raises(KeyboardInterrupt):
+        search_comparison.run(Options(methods=("random",), seeds=20, workers=workers, runs=tmp_path))
+    assert len(begun) <= 1 + workers
+
+
 def test_a_finished_search_is_not_made_again_and_answers_nothing_else(tmp_path: Path) -> None:
     random_search(tmp_path / "run", evaluations=3)
     before = (tmp_path / "run" / RESULT).stat().st_mtime_ns
@@ -54,6 +76,53 @@ def test_a_finished_search_is_not_made_again_and_answers_nothing_else(tmp_path: 
     for changes, name in (({"evaluations": 4}, "evaluations"), ({"budget": 0.6}, "environment")):
         with pytest.raises(ValueError, match=f"{name}=.*--runs"):
             random_search(tmp_path / "run", **{"evaluations": 3, **changes})
+
+
+@pytest.mark.parametrize("kept", ["random", "torch-pruning"])
+def test_a_comparison_takes_no_row_of_other_weights(kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"random": FEW, "uniform": FEW, "torch-pruning": FEW})
+    monkeypatch.setattr(search_comparison, "control", lambda env: {"method": "torch-pruning", "macs_ratio": 0.5})
+    search_comparison._search(Options(evaluations=2), kept, 0, tmp_path / "digits-resnet-0.5-2")
+    with pytest.raises(ValueError, match=rf"{kept}-0.*other\.pt.*--runs"):
+        search_comparison.run(Options(evaluations=2, methods=("uniform",), weights="other.pt", runs=tmp_path))
+    assert [path.name for path in (tmp_path / "digits-resnet-0.5-2").iterdir()] == [f"{kept}-0"]
+
+
+def test_finished_runs_of_other_data_are_no_rows(tmp_path: Path) -> None:
+    job, early = early_pruning.DENSE, Options(data="a.npz", seeds=1, runs=tmp_path)
+    environment = early_pruning._environment(early, early_pruning.MLP, job, 0)
+    recipe = {"recipe": early_pruning.RECIPES[early_pruning.MLP].record(), "control": True}
+    kept = {
+        "early-mlp-300-100-400/0-dense-untrained-1-0": searches.asked_of("dense", 1, 0, environment, recipe),
+        "bogp-mlp-128-128-0": asdict(bogp_mnist.question("mlp-128-128", "a.npz", 0)),
+    }
+    for (name, asked), command in zip(kept.items(), ("early", "bogp"), strict=True):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / RESULT).write_text("{}")
+        (tmp_path / name / ASKED_OF[command]).write_text(json.dumps(asked))
+    early_pruning._check_kept(early, early_pruning.MLP, job, 0, tmp_path / "early-mlp-300-100-400")
+    for run in (early_pruning.run, bogp_mnist.run):
+        with pytest.raises(ValueError, match=r"was run with .*a\.npz.*b\.npz.*--runs"):
+            run(Options(data="b.npz", seeds=1, runs=tmp_path))
+
+
+def test_a_plan_of_other_weights_is_not_taken(tmp_path: Path) -> None:
+    env, path = gym.make("GNNRL-Prune-v0", **FEW).unwrapped, tmp_path / "plan-0.json"
+    plan = env.network.widths  # type: ignore[attr-defined]
+    known = {"settings": reward_report._settings(), "widths": plan.tolist()}
+    path.write_text(json.dumps(known))
+    assert reward_report._row(path, env, plan, 0) == known  # type: ignore[arg-type]
+    path.write_text(json.dumps(known | {"weights_digest": "another's"}))
+    with pytest.raises(ValueError, match=r"other settings.*--runs"):
+        reward_report._row(path, env, plan, 0)  # type: ignore[arg-type]
+
+
+def test_networks_measured_with_another_seed_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "_isolated", lambda measure, name, seed: f"seed {seed}")
+    rows = [coverage.run(Options(seed=s, model="alexnet", runs=tmp_path))["rows"][0]["error"] for s in (0, 1, 0)]
+    assert rows == ["seed 0", "seed 1", "seed 0"]
 
 
 def test_search_comparison_shows_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +139,46 @@ def test_search_comparison_shows_what_is_finished(tmp_path: Path, monkeypatch: p
     assert "| random (2 seeds) | 4 |" in search_comparison.table(record)
 
 
+def test_a_record_names_the_machine_and_versions_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"random": FEW})
+    options = Options(evaluations=2, seeds=2, methods=("random",), runs=tmp_path / "runs")
+    for seed, torch in ((0, "2.0"), (1, "2.1")):
+        folder = tmp_path / "runs" / "digits-resnet-0.5-2" / f"random-{seed}"
+        search_comparison._search(options, "random", seed, folder.parent)
+        record = json.loads((folder / RESULT).read_text())
+        (folder / RESULT).write_text(json.dumps(record | {"versions": {"torch": torch}, "machine": "another"}))
+    monkeypatch.setattr(search_comparison, "side_by_side", lambda *arguments: None)
+    written = json.loads(search_comparison.BENCHMARK.measure(options, tmp_path).read_text())
+    assert (written["machine"], written["versions"]) == ("another", {"torch": "2.0 and 2.1"})
+
+
+def test_tables_are_made_of_the_records_in_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("<!-- table: bogp-retrieval -->\nold\n<!-- end of table -->\n")
+    record = json.loads((RESULTS / "bogp-retrieval.json").read_text())
+    Path("out").mkdir()
+    Path("out/bogp-retrieval.json").write_text(json.dumps(record | {"by_name": 0.123}))
+    bench(out=Path("out"), tables=True, methods="", runs=Path("runs"))
+    assert "in any order | 12.3 %" in Path("README.md").read_text() and not Path("docs").exists()
+    for damage in ("{", "[]", "{}"):
+        Path("out/other.json").write_text(damage)
+        with pytest.raises(ValueError, match=r"other\.json"):
+            draw(tmp_path, Path("out"))
+
+
+def test_what_was_not_installed_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["not installed", "ok", "never asked"])
+    monkeypatch.setattr(coverage, "_isolated", lambda measure, name, seed: next(answers))
+    found = [coverage._kept(tmp_path / "a.json", coverage._torch_pruning, "alexnet", 0) for _ in range(3)]
+    assert found == ["not installed", "ok", "ok"]
+
+
+def test_a_comparison_of_the_outside_control_alone_is_a_table() -> None:
+    row = {"method": "torch-pruning", "evaluations": 1, "macs_ratio": 0.5, "test_accuracy": 0.6, "best_so_far": [0.7]}
+    text = search_comparison.table({"evaluations": 50, "rows": [row]})
+    assert "| dense |  | 100 % |  |  |" in text and "| torch-pruning | 1 | 50.00% | 70.0 | 60.0 |" in text
+
+
 def test_plans_over_the_budget_are_no_best_plan(tmp_path: Path) -> None:
     result = random_search(tmp_path / "random-0", evaluations=3)
     lines = [json.loads(line) for line in (tmp_path / "random-0" / LOG).read_text().splitlines()]
@@ -78,6 +187,53 @@ def test_plans_over_the_budget_are_no_best_plan(tmp_path: Path) -> None:
     best = search_comparison._row(tmp_path / "random-0")["best_so_far"]
     assert best[0] == 0 and max(best) == max(line["search_accuracy"] for line in lines[1:])
     assert result.evaluations == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seeds": 0}, "seeds"), ({"workers": 0}, "workers"), ({"seed": -1}, "seed"), ({"images": "some"}, "images")],
+)
+def test_options_out_of_range_are_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Options(**change)
+
+
+@pytest.mark.parametrize("benchmark", [search_comparison, finetuning, off_policy])
+def test_a_searcher_that_a_table_leaves_out_is_refused(benchmark: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Unknown method 'grasp': choose one of uniform"):
+        benchmark.run(Options(methods=("uniform", "grasp"), runs=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_measured_that_could_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    never = Benchmark("never", "", lambda options: pytest.fail("it was measured"), lambda record: "")
+    with pytest.raises(NotADirectoryError, match="--out"):
+        never.measure(Options(), tmp_path / "file")
+
+
+def test_no_plan_is_fine_tuned_before_all_searches_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetuning, "_finetune", lambda *job: pytest.fail("it was fine-tuned"))
+    for name, record in (("uniform-0", {}), ("ppo-0", {"interrupted": True})):
+        (tmp_path / "digits-resnet-0.5-400" / name).mkdir(parents=True)
+        (tmp_path / "digits-resnet-0.5-400" / name / RESULT).write_text(json.dumps(record))
+    with pytest.raises(FileNotFoundError, match=r"No finished search in .*ppo-0"):
+        finetuning.run(Options(methods=("uniform", "ppo"), seeds=1, runs=tmp_path))
+
+
+def test_ctrl_c_before_the_first_run_leaves_no_record_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(early_pruning, "_run", interrupted)
+    monkeypatch.setattr(early_pruning.torch, "set_num_threads", lambda count: None)  # it is for the whole process
+    with pytest.raises(KeyboardInterrupt):
+        early_pruning.BENCHMARK.measure(Options(runs=tmp_path / "runs"), tmp_path)
+    assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.2, 0.2, 0.5, 0.9], [3.0, 1.0, 2.0, 2.0, 2.0]])
@@ -90,7 +246,14 @@ def test_rank_correlation_is_scipys(values: list[float]) -> None:
 
 def test_spread_is_of_the_sample() -> None:
     assert spread([0.5, 0.7], 1, percent=True) == "60.0 ± 14.1"
-    assert spread([0.5, None], 2) == "0.50" and spread([None], 2) == ""
+    assert spread([0.5], 2) == "0.50" and spread([None], 2) == ""
+
+
+def test_a_mean_says_how_many_it_is_of() -> None:
+    assert spread([0.5, None], 2) == "0.50 (1 of 2)"
+    run = {"method": "random", "evaluations": 50, "macs_ratio": 0.5, "test_accuracy": 0.6, "dense_test_accuracy": 0.9}
+    rows = [run | {"best_so_far": [best]} for best in (0.5, 0.7, 0.0)]  # one had no plan within the budget
+    assert "| 60.0 ± 14.1 (2 of 3) |" in search_comparison.table({"evaluations": 50, "rows": rows})
 
 
 def test_finetuning_of_several_lengths_stands_side_by_side(tmp_path: Path) -> None:
@@ -124,7 +287,7 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pyte
     (tuned / ".random-0" / RESULT).write_text("{")
     asked: list[Any] = []
     monkeypatch.setattr(finetuning, "finetune_run", lambda folder, *_, **settings: asked.append((folder, settings)))
-    finetuning._finetune(base, tuned, Options(images="all", distill=0.5), "random", 0)
+    finetuning._finetune(base / "random-0", tuned / "random-0", Options(images="all", distill=0.5), "random", 0)
     assert asked == [(tuned / "random-0", {"distill": 0.5, "images": "all"})]
     assert sorted(p.name for p in tuned.iterdir()) == ["random-0"]
     copied, original = ({path.name for path in (place / "random-0").iterdir()} for place in (tuned, base))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import agents.bayesian as bayesian_module
 import agents.bogp as module
 from agents import cli
-from agents.bogp import bogp
+from agents.bogp import ASKED, bogp
 from agents.bogp_record import BogpResult, Question, report
 from benchmarks import bogp_mnist
 from gnnrl_gym.relational.training import make_network
@@ -85,6 +85,26 @@ def test_report_has_the_controls(run: tuple[BogpResult, Path]) -> None:
         assert said in text
 
 
+def test_a_deviation_of_one_training_is_not_said_to_be_none_at_all(run: tuple[BogpResult, Path]) -> None:
+    accuracies = np.array([[0.5, 0.7], [0.6, 0.6]])  # graphs, seeds
+    assert module._deviation(accuracies.T) == pytest.approx(np.std([0.5, 0.7], ddof=1) / 2)
+    assert module._deviation(accuracies[:, :1].T) is None
+    single = replace(run[0], noise={"graphs": None, "seeds": 0.01})
+    assert "1.00 points; between graphs: not measured" in report(single)
+    text = bogp_mnist.table({"model": "mlp-16-16", "density": 0.5, "rows": [bogp_mnist._row(single)]})
+    assert "| deviation between random graphs |  |  |  |  |" in text
+
+
+def test_a_question_holds_what_its_record_can(tmp_path: Path) -> None:
+    asked = replace(QUESTION, data=tmp_path, seed=np.int64(3), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(asdict(asked))) == asdict(
+        replace(QUESTION, data=str(tmp_path), seed=3, learning_rate=0.5)
+    )
+    for name, value in (("model", torch.nn.Linear(64, 10)), ("data", load_data("digits"))):
+        with pytest.raises(ValueError, match=rf"^{name} must be a name.*GNNRL-Relational-v0"):
+            replace(QUESTION, **{name: value})
+
+
 def test_equal_seeds_equal_runs_also_after_a_kill(
     run: tuple[BogpResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,8 +139,16 @@ def test_another_question_is_not_resumed(run: tuple[BogpResult, Path], tmp_path:
     (folder / "result.json").unlink()
     with pytest.raises(ValueError, match=r"density=0\.5, not 0\.6"):
         bogp(replace(QUESTION, density=0.6), folder, "cpu", resume=True)
+    asked = json.loads((folder / ASKED).read_text())
+    asked["environment"]["data_digest"] = "of other labels"
+    (folder / ASKED).write_text(json.dumps(asked))
+    with pytest.raises(ValueError, match=r"other labels, size or normalisation of the images \(mlp-16-16 on digits"):
+        bogp(QUESTION, folder, "cpu", resume=True)
     with pytest.raises(FileNotFoundError, match="no finished run"):
         BogpResult.load(folder)
+    del asked["environment"]  # a run of before there were digests
+    (folder / ASKED).write_text(json.dumps(asked))
+    assert bogp(QUESTION, folder, "cpu", resume=True).trained == run[0].trained
 
 
 def test_command(tmp_path: Path) -> None:
@@ -184,8 +212,9 @@ def test_mistakes_are_said_and_leave_no_folder(tmp_path: Path, option: tuple[str
 
 def test_table_of_the_benchmark(run: tuple[BogpResult, Path]) -> None:
     row = bogp_mnist._row(run[0])
-    text = bogp_mnist.table({"model": "mlp-16-16", "rows": [row, row]})
-    assert "random graphs, 3 of each pool" in text and "| bayesian | 10 |" in text
+    text = bogp_mnist.table({"model": "mlp-16-16", "density": 0.5, "rows": [row | {"weights_ratio": 0.496}, row]})
+    assert "| random graphs, 3 of each pool |  | at most 50 % |" in text and "| bayesian | 10 | 50.00 % |" in text
+    assert "| random search | 10 | at most 50 % |" in text  # other graphs: their masks were not counted
 
 
 def test_no_way_on_is_named_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from agents import cli, early_training
-from agents.early import CURVE, METHODS, early
+from agents.early import CURVE, METHODS, early, search_mask
 from agents.early_training import train_mask
 from agents.recorder import LOG
 from agents.refine import evaluate_run, finetune_run
 from agents.results import RESULT, SearchResult
 from benchmarks import early_planted, early_pruning
 from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.evaluation.linear_chain import LinearChain
 from gnnrl_gym.evaluation.training import Recipe, train
 from gnnrl_gym.pruning.masks import top_mask, widths_of, zeros_held
 from gnnrl_gym.zoo import load_data, load_model
@@ -93,6 +94,20 @@ def test_seeds_decide(env: Any) -> None:
     results = [early(env, "annealing", 8, seed, recipe=SHORT) for seed in (0, 0, 1)]
     figures = [(r.widths, r.search_accuracy, r.test_accuracy, r.control_accuracy) for r in results]
     assert figures[0] == figures[1] != figures[2]
+
+
+def test_a_search_does_not_depend_on_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounded(self: LinearChain, kept: Any, changed: Any) -> Any:  # so that what was scored before matters at once
+        return 0.5 * exact(self, kept, changed)
+
+    exact = LinearChain._difference
+    monkeypatch.setattr(LinearChain, "_difference", rounded)
+    monkeypatch.setattr("gnnrl_gym.evaluation.linear_chain.REFRESH", 7)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 10))
+    envs = [gym.make("GNNRL-Mask-v0", model=model, granularity="unstructured", **SMALL) for _ in range(2)]
+    search_mask(envs[0], "annealing", 60, seed=1)
+    curves = [search_mask(env, "annealing", 60, seed=0).accuracies for env in envs]
+    assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize("recipe", [SHORT, Recipe(1, 1e-3, weight_decay=1.0, optimizer="adamw")])

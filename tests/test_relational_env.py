@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from torch import nn
 
 from gnnrl_gym.envs.relational import RelationalEnv
 from gnnrl_gym.relational import Masking
+from gnnrl_gym.relational.training import BATCH
 from gnnrl_gym.wrappers import PadGraph
 from gnnrl_gym.zoo import load_data
 
@@ -179,6 +181,18 @@ def test_a_module_is_accepted_and_left_alone() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_an_image_that_is_left_over_is_trained_on_with_batch_norm() -> None:
+    data = load_data("digits")
+    few = replace(data, train=data.train.take(BATCH + 1))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.Linear(16, 10))
+    seen: list[int] = []
+    model[0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    env = relational(make(model=model, data=few, nodes=6, density=0.7, pool_size=4, epochs=2))
+    seen.clear()
+    env.trainer.train(env.pool.graphs[0], 2, 0)
+    assert seen == [BATCH + 1] * 2
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "density": ({"density": 0.0}, "density"), "too sparse": ({"density": 0.2}, "more nodes"),
     "scope": ({"scope": "all"}, "hidden, network"), "nodes": ({"nodes": 20}, "too few for 20 nodes"),
@@ -190,6 +204,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "empty layer": ({"model": "mlp-0-5"}, "0 units"), "pool seed": ({"pool_seed": -1}, "pool_seed"),
     "half a node": ({"nodes": 8.5}, "nodes must"), "one hidden layer": ({"model": "mlp-16"}, "scope='network'"),
     "action": ({"action": "guess"}, "descriptors, index"), "model": ({"model": "mlp-"}, "no model is named"),
+    "images": ({"model": "resnet20"}, "does not take the images of 'digits'"),
+    "classes": ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 3))},
+                "10 classes"),
     "device": ({"device": "tpu9"}, "tpu9"), "render_mode": ({"render_mode": "human"}, "ansi"),
 }  # fmt: skip
 

@@ -78,7 +78,9 @@ def test_draws_that_never_hang_together_are_given_up(monkeypatch: pytest.MonkeyP
 
 def test_a_pool_of_more_graphs_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="smaller pool"):
-        make_pool(5, 9, 4)  # all graphs of 5 nodes and 9 edges are alike
+        make_pool(5, 8, 4)
+    with pytest.raises(ValueError, match="lower density"):
+        make_pool(5, 9, 4)  # all graphs of 5 nodes and 9 edges are alike, and a pool of one is none
 
 
 # ---- masks -------------------------------------------------------------------------------------------------------

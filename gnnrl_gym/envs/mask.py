@@ -159,10 +159,12 @@ class MaskEnv(NetworkEnv, EzPickle):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[spaces.GraphInstance, dict[str, Any]]:
-        """Back to the dense network. There are no options."""
+        """Back to the dense network. A seed begins a new search. There are no options."""
         super().reset(seed=seed)
         if options:
             raise ValueError(f"Unknown reset option {sorted(options)[0]!r}: there are none.")
+        if seed is not None:
+            self.evaluator.begin()
         self._restart()
         self._running = True
         return self._observation(), self._info()

@@ -12,7 +12,7 @@ from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.checks import check_number, check_seed, check_whole
-from gnnrl_gym.envs.network import splits_for
+from gnnrl_gym.envs.network import check_outputs, splits_for
 from gnnrl_gym.envs.pool import PoolEnv
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.relational.masks import Masking, weight_counts
@@ -108,6 +108,7 @@ class RelationalEnv(PoolEnv, EzPickle):
         # a module of the caller's is copied: it may move to another device here
         network = copy.deepcopy(model) if isinstance(model, nn.Module) else model
         example = network if isinstance(network, nn.Module) else make_network(network, self.data, 0)
+        check_outputs(example.to(found), self.data, found)
         self.masking = Masking.of(example, scope)
         self.density, self.epochs, self.train_seeds = density, epochs, train_seeds
         self.recipe = Recipe(learning_rate, weight_decay, shift)

@@ -105,6 +105,13 @@ class MaskEvaluator(ObjectiveEvaluator):
             self._scores[key] = self._measure(plan)
         return self._scores[key]
 
+    def begin(self) -> None:
+        """A search begins: masks that were scored before have no part in how a chain's sums are rounded, nor have the
+        scores that they had."""
+        if self._chain is not None:
+            self._chain = LinearChain(self.network.model, self._search)
+            self._scores.clear()
+
     def remember(self, plan: Ints | Kept | str, accuracy: float) -> None:
         """Take the score of a mask (bool [U], or its `digest`) that an earlier run has measured.
 

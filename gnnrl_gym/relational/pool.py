@@ -101,4 +101,5 @@ def make_pool(
             found.setdefault(tuple(f"{value:.5e}" for value in describe(graph).values()), graph)
         if len(found) == size:
             return GraphPool(tuple(found.values()))
-    raise ValueError(f"Only {len(found)} graphs of {nodes} nodes and {edges} edges differ: ask for a smaller pool.")
+    less = "a smaller pool" if len(found) >= 2 else "fewer edges (a lower density)"  # no pool is smaller than 2
+    raise ValueError(f"Only {len(found)} graphs of {nodes} nodes and {edges} edges differ: ask for {less}.")
