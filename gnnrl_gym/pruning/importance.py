@@ -95,7 +95,7 @@ def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
     scores = np.zeros(len(groups.group_of))
     for images, labels in zip(batch[0].split(32), batch[1].split(32), strict=True):
         with torch.enable_grad():
-            loss = nn.functional.cross_entropy(model(images), labels)
+            loss = nn.functional.cross_entropy(model(images.clone()), labels)  # it may change its input
             # a head that only training uses has no part in it
             gradients = torch.autograd.grad(loss, [w for w, *_ in readers], allow_unused=True)
         change = np.zeros(len(scores))
