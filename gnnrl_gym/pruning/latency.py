@@ -12,7 +12,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -169,9 +169,8 @@ class LatencyTable:
 
     def measure(self, plans: npt.ArrayLike) -> list[float]:
         """Median seconds of one forward of each network of `plans` [B, A], really built; they take turns."""
-        inputs = self.network.example_input
         built = [self.network.slim(plan).to(self.device).eval() for plan in self.network.checked(plans)]
-        return take_turns([partial(model, *inputs) for model in built], self.repeats, self.device)
+        return take_turns(built, self.repeats, self.device, self.network.example_input)
 
     def check(self, widths: npt.ArrayLike) -> dict[str, float]:
         """Predicted and measured seconds of a plan [A] and of the dense network beside it, and the relative error of
