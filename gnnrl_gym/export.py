@@ -20,6 +20,7 @@ from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
+from gnnrl_gym.pruning.probe import cloned
 from gnnrl_gym.pruning.sparsity import CHANNELS, make_network
 from gnnrl_gym.zoo.state_dicts import load_into, why_unreadable
 
@@ -258,8 +259,8 @@ def _samples(value: Any, batch: int) -> Any:
 @torch.no_grad()
 def _check_same(module: nn.Module, program: Callable[..., Any], args: tuple[Any, ...]) -> None:
     with _evaluating(module):
-        expected = [value for value in tree_leaves(module(*args)) if isinstance(value, Tensor)]
-    found = [value for value in tree_leaves(program(*args)) if isinstance(value, Tensor)]
+        expected = [value for value in tree_leaves(module(*cloned(args))) if isinstance(value, Tensor)]
+    found = [value for value in tree_leaves(program(*cloned(args))) if isinstance(value, Tensor)]
     same = len(found) == len(expected) and all(map(_close, found, expected))
     if not same:
         raise UnsupportedOperation(f"The exported {type(module).__name__} computes something else: it was not written.")

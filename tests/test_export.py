@@ -248,6 +248,19 @@ def test_outputs_of_integers_and_truth_values(tmp_path: Path) -> None:
         assert torch.equal(found, expected)
 
 
+class InPlace(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).mul_(2.0))
+
+
+def test_a_forward_that_changes_its_input(tmp_path: Path) -> None:
+    module = InPlace(4, 2)
+    export_program(module, images(1, 4), tmp_path / "program.pt2")
+    assert_close([torch.export.load(tmp_path / "program.pt2").module()(images(5, 4))], outputs(module, images(5, 4)))
+    if export.find_spec("onnx") and export.find_spec("onnxscript"):
+        export_onnx(module, images(1, 4), tmp_path / "program.onnx")
+
+
 class FixedBatch(nn.Module):
     """Holds the batch size of its example."""
 
