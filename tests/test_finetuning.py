@@ -108,6 +108,23 @@ def test_distillation_loss_by_hand() -> None:
     assert distillation_loss(taught, labels, taught, weight=1.0) == pytest.approx(0, abs=1e-6)
 
 
+class Scaled(nn.Module):
+    """The digits network on images that its forward scales, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.network, self.in_place = load_model("digits-resnet", "random", seed=0), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.mul_(2) if self.in_place else x * 2)
+
+
+def test_teacher_and_student_see_the_same_images(digits: DataSplits) -> None:
+    small = replace(digits, train=digits.train.take(128))
+    tuned = [finetune(Scaled(way), small, 1, teacher=Scaled(way), distill=0.5) for way in (True, False)]
+    assert torch.equal(*(vector(model) for model in tuned))
+
+
 def test_the_student_comes_nearer_to_its_teacher_whatever_the_labels_say(digits: DataSplits) -> None:
     images, _ = digits.test.tensors()
     wrong = replace(digits.train, labels=(digits.train.labels + 1) % 10)
