@@ -17,7 +17,7 @@ from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.network import NetworkEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.export import read_slim, rebuild_slim
-from gnnrl_gym.files import digest_of, read_json
+from gnnrl_gym.files import digest_of, plain, read_json
 from gnnrl_gym.files import write_atomic as write_atomic
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.sparsity import make_network
@@ -86,7 +86,8 @@ class SearchResult:
     def save(self, folder: Path) -> None:
         """Write `result.json` in `folder`, at once or not at all."""
         record = {key: value for key, value in asdict(self).items() if key != "out"}
-        write_atomic(folder / RESULT, lambda file: file.write(json.dumps(record, indent=2).encode() + b"\n"))
+        text = json.dumps(record, indent=2, default=plain)
+        write_atomic(folder / RESULT, lambda file: file.write(text.encode() + b"\n"))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchResult:

@@ -12,7 +12,7 @@ from typing import Any
 
 from agents.recorder import LOG
 from agents.results import DIGESTS, RESULT, WEIGHTS, write_atomic
-from gnnrl_gym.files import read_json
+from gnnrl_gym.files import plain, read_json
 
 
 def finished(folder: Path) -> bool:
@@ -88,7 +88,7 @@ def begin(
     if out is None:
         return None
     folder = Path(out) if resume else free_folder(out)
-    write_atomic(folder / name, lambda file: file.write(json.dumps(asked, default=str).encode()))
+    write_atomic(folder / name, lambda file: file.write(json.dumps(asked, default=plain).encode()))
     return folder
 
 
@@ -116,7 +116,7 @@ def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
 def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], name: str) -> None:
     if out is None:
         raise ValueError("resume=True needs out=, the run folder to go on with.")
-    asked_before, asked_now = read_asked(out, name), json.loads(json.dumps(asked, default=str))
+    asked_before, asked_now = read_asked(out, name), json.loads(json.dumps(asked, default=plain))
     for part, given in asked_now.items():
         if isinstance(given, dict) and isinstance(asked_before.get(part), dict):
             _check_digests(os.fspath(out), asked_before[part], given)

@@ -64,6 +64,7 @@ def search(
         KeyboardInterrupt: interrupted before the first evaluation was done.
     """
     prune = _checked(env, method, evaluations, seed)
+    evaluations, seed = int(evaluations), int(seed)  # NumPy's are no seeds to some generators
     environment = environment_record(prune)
     asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
     with begun(out, asked, resume, ASKED) as folder:

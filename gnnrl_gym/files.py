@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 
@@ -39,6 +40,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} is damaged: it holds no JSON object.")
     return found
+
+
+def plain(value: Any) -> Any:
+    """`json.dumps`'s default: NumPy's numbers and arrays as Python's, anything else as its text."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
 def digest_of(tensors: Mapping[str, Any]) -> str:

@@ -53,6 +53,13 @@ def test_the_lottery_is_trained_like_the_network_that_stays(env: Any, monkeypatc
     assert recipes == [SHORT, SHORT]
 
 
+def test_seeds_of_numpy_are_seeds(tmp_path: Path) -> None:
+    env = gym.make("GNNRL-Mask-v0", init_seed=np.int64(3), **SMALL)
+    early(env, "random", np.int64(2), np.int64(1), tmp_path, SHORT, control=False)  # type: ignore[arg-type]
+    found = SearchResult.load(tmp_path)
+    assert (found.seed, found.settings["init_seed"]) == (1, 3)
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "dense"])
 def test_every_method_gives_an_exact_mask_and_a_record(env: Any, method: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"

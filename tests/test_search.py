@@ -103,6 +103,17 @@ def test_seeds_decide(digits_env: Env, tmp_path: Path, method: str) -> None:
     assert len({str(widths) for widths, _ in plans[0]}) > 1
 
 
+@pytest.mark.parametrize("method", ["es", "random", "ppo"])
+def test_numbers_of_numpy_are_numbers(tmp_path: Path, method: str) -> None:
+    settings = {"budget": np.float32(0.5), "search_images": np.int64(50), "recalibration_images": np.int64(16)}
+    env = gym.make("GNNRL-Prune-v0", device="cpu", **settings)
+    result = search(env, method, np.int64(2), np.int64(1), out=tmp_path / "run")  # type: ignore[arg-type]
+    again = SearchResult.load(tmp_path / "run")
+    assert replace(again, out=None) == replace(result, out=None)
+    asked = json.loads((tmp_path / "run" / "search.json").read_text())
+    assert (asked["evaluations"], asked["seed"], asked["environment"]["search_images"]) == (2, 1, 50)
+
+
 def test_ppo_settings_reach_the_agent(digits_env: Env) -> None:
     with pytest.raises(TypeError, match="no_such_setting"):
         search(digits_env, "ppo", 2, no_such_setting=3)

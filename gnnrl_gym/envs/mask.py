@@ -103,6 +103,7 @@ class MaskEnv(NetworkEnv, EzPickle):
         self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         EzPickle.__init__(self, **self.arguments)
         self._check_arguments()
+        self.arguments["init_seed"] = init_seed = int(init_seed)  # NumPy's are no seeds to some generators
         self.device, self.render_mode, self.objective = resolve_device(device), render_mode, objective
         self.data = splits_for(data, model)
         self.granularity = granularity or _granularity(model)
