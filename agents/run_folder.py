@@ -14,6 +14,8 @@ from agents.recorder import LOG
 from agents.results import DIGESTS, RESULT, WEIGHTS, write_atomic
 from gnnrl_gym.files import plain, read_json
 
+COPY = "Copy the run to a folder that can be written, and go on there."
+
 
 def finished(folder: Path) -> bool:
     """Whether a run folder holds the result of a run that came to its end."""
@@ -37,16 +39,19 @@ def free_folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, mend: str = "Choose another --out.") -> None:
     """
+    Args:
+        mend: what to do about it.
+
     Raises:
         NotADirectoryError, PermissionError: nothing can be written at `path`.
     """
     there = next(each for each in (path, *path.absolute().parents) if each.exists())
     if there != path and not there.is_dir():
-        raise NotADirectoryError(f"{str(path)!r} can't be written: {str(there)!r} is no folder. Choose another --out.")
+        raise NotADirectoryError(f"{str(path)!r} can't be written: {str(there)!r} is no folder. {mend}")
     if not os.access(there, os.W_OK):
-        raise PermissionError(f"{str(path)!r} can't be written: {str(there)!r} is read-only. Choose another --out.")
+        raise PermissionError(f"{str(path)!r} can't be written: {str(there)!r} is read-only. {mend}")
 
 
 @contextlib.contextmanager
@@ -81,13 +86,14 @@ def begin(
         resume: it has to hold an unfinished run that was asked the same.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: it is no such folder.
+        FileNotFoundError, FileExistsError, ValueError, PermissionError: it is no such folder.
     """
     if resume:
         _check_resumable(out, asked, name)
     if out is None:
         return None
     folder = Path(out) if resume else free_folder(out)
+    check_writable(folder, COPY)
     write_atomic(folder / name, lambda file: file.write(json.dumps(asked, default=plain).encode()))
     return folder
 

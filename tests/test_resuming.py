@@ -133,6 +133,18 @@ def test_failed_resuming_keeps_the_run(digits_env: Env, tmp_path: Path, monkeypa
     assert (tmp_path / "run" / "search.json").is_file()
 
 
+def test_a_run_that_can_not_be_written_is_refused_before_any_work(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_after(2, digits_env, "random", tmp_path / "killed", 0)
+    search(digits_env, "uniform", 1, out=tmp_path / "whole")
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(PermissionError, match=r"killed' can't be written: .* is read-only\. Copy the run"):
+        search(digits_env, "random", 20, seed=3, out=tmp_path / "killed", resume=True)
+    with pytest.raises(PermissionError, match=r"whole' can't be written: .* is read-only\. Copy the run"):
+        finetune_run(tmp_path / "whole", 1)
+
+
 SMALL: dict[str, Any] = {"search_images": 30, "recalibration_images": 16, "device": "cpu"}
 
 
