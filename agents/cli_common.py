@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,11 @@ Device = Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu
 def say(text: str) -> None:
     """A plain line, not broken: paths in it may hold what Rich takes for markup."""
     console.print(text, soft_wrap=True, markup=False)
+
+
+def new_folder(name: str) -> Path:
+    """A run folder named after a run and the time; runs that are started together have different ones."""
+    return RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
 def check_goes_on_alone(context: typer.Context, folder: Path, *allowed: str) -> None:

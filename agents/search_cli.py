@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import gymnasium as gym
 import typer
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import RUNS, Data, Device, check_goes_on_alone, check_has_a_name, console, say, show
+from agents.cli_common import Data, Device, check_goes_on_alone, check_has_a_name, console, new_folder, say, show
 from agents.refine import finetune_run
 from agents.results import environment_arguments
 from agents.run_folder import free_folder, read_asked
@@ -65,7 +64,7 @@ def search(
         raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
     start = None if policy == "none" else policy
     check_request(method, evaluations, seed, start)
-    folder = free_folder(out or RUNS / f"{model}-{method}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = free_folder(out or new_folder(f"{model}-{method}"))
     if weights is None and model != DIGITS:
         console.print(f"[yellow]No --weights: {model} is pruned with random weights, which says little.[/]")
     env = gym.make(

@@ -15,6 +15,7 @@ import pytest
 
 from agents import search
 from agents.cli import main
+from agents.cli_common import new_folder
 from agents.recorder import EvaluationsExhausted
 from agents.searchers import SEARCHERS
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -86,6 +87,10 @@ def test_search_needs_no_argument_for_its_folder(
     assert code == 0
     assert len(folders) == 1 and folders[0].name.startswith("digits-resnet-uniform-")
     assert folders[0].name in out
+
+
+def test_runs_that_are_started_together_have_folders_of_their_own() -> None:
+    assert len({new_folder("resnet20-random") for _ in range(3)}) == 3
 
 
 def test_finetune(shell: Shell, run: Path) -> None:
