@@ -145,6 +145,22 @@ def test_a_run_that_can_not_be_written_is_refused_before_any_work(
         finetune_run(tmp_path / "whole", 1)
 
 
+def test_of_two_searches_in_one_folder_one_ends(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def joined(recorder: Any, seed: int = 0, out: Path | None = None) -> None:
+        assert out is not None
+        recorder.play([recorder.action_space.sample()])
+        with (out / "evaluations.jsonl").open("a") as file:
+            file.write("{}\n")
+        recorder.play([recorder.action_space.sample()])
+
+    monkeypatch.setitem(SEARCHERS, "joined", joined)
+    with pytest.raises(ValueError, match="another one writes there too"):
+        search(digits_env, "joined", 20, out=tmp_path / "run")
+    assert len(lines(tmp_path / "run")) == 2
+
+
 SMALL: dict[str, Any] = {"search_images": 30, "recalibration_images": 16, "device": "cpu"}
 
 
