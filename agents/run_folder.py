@@ -22,6 +22,13 @@ def finished(folder: Path) -> bool:
     return (folder / RESULT).is_file() and not read_json(folder / RESULT).get("interrupted")
 
 
+def seconds_before(folder: Path | None) -> float:
+    """What the search in a run folder took until it was interrupted; 0 where it left no result, being killed."""
+    if folder is None or not (folder / RESULT).is_file():
+        return 0.0
+    return float(read_json(folder / RESULT).get("seconds", 0.0))
+
+
 def free_folder(out: str | os.PathLike[str]) -> Path:
     """A folder for a new run; it is not made yet.
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
 from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record
-from agents.run_folder import begun
+from agents.run_folder import begun, seconds_before
 from agents.searchers import SEARCHERS, plan_searchers
 from agents.transfer import read_policy
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
@@ -70,7 +70,7 @@ def search(
     with begun(out, asked, resume, ASKED) as folder:
         start = time.perf_counter()
         recorder, interrupted = _searched(env, prune, method, evaluations, seed, folder, progress, settings)
-        seconds = time.perf_counter() - start
+        seconds = seconds_before(folder) + time.perf_counter() - start
         assert recorder.best is not None
         slim = prune.slim(recorder.best)  # once: what is kept is what was tested
         result = _result(prune, recorder, method, seed, seconds, slim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,21 @@ def test_resuming_refuses_another_search(digits_env: Env, tmp_path: Path) -> Non
     search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
     with pytest.raises(FileExistsError, match="finished"):
         search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
+
+
+def test_seconds_of_a_resumed_search_are_those_of_all_its_parts(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(recorder: Any, seed: int = 0, out: Path | None = None) -> None:
+        time.sleep(0.3)
+        interrupted_after(3)(recorder, seed, out)
+
+    random = SEARCHERS["random"]
+    monkeypatch.setitem(SEARCHERS, "random", slow)
+    first = search(digits_env, "random", 4, out=tmp_path / "run").seconds
+    monkeypatch.setitem(SEARCHERS, "random", random)
+    resumed = search(digits_env, "random", 4, out=tmp_path / "run", resume=True)
+    assert resumed.seconds > first > 0.3
 
 
 @pytest.mark.parametrize("there", [True, False])
