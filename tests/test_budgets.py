@@ -242,9 +242,10 @@ def test_cache_is_used_and_damage_is_mended(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(pytest.fail.Exception):
             LatencyTable(network, 2, tmp_path, refresh=True)
     (file,) = tmp_path.iterdir()
-    file.write_text(file.read_text()[:100])
-    assert (LatencyTable(network, 2, tmp_path).predict(plans) > 0).all()
-    assert json.loads(file.read_text())["seconds"]
+    for damage in (file.read_text()[:100], "[]", '{"seconds": null}'):
+        file.write_text(damage)
+        assert (LatencyTable(network, 2, tmp_path).predict(plans) > 0).all()
+        assert json.loads(file.read_text())["seconds"]
 
 
 def test_a_cache_that_can_not_be_written_is_said_once(tmp_path: Path) -> None:

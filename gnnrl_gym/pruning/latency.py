@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import nnls
 
-from gnnrl_gym.files import cache_folder, write_atomic
+from gnnrl_gym.files import cache_folder, read_json, write_atomic
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.timing import Operation, operations, place, take_turns
@@ -190,9 +190,10 @@ class LatencyTable:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._file.read_text())["seconds"])
-        except (OSError, ValueError, KeyError):  # missing, or damaged: measured again
+            found = read_json(self._file).get("seconds")
+        except (OSError, ValueError):  # missing, or damaged: measured again
             return {}
+        return found if isinstance(found, dict) else {}
 
     def _write(self, new: dict[str, Any]) -> None:
         record = {"place": self.place, "shares": SHARES, "seconds": self._read() | new}
