@@ -114,8 +114,13 @@ class SearchResult:
 
         Args:
             model: needed where the search was given an `nn.Module`.
+
+        Raises:
+            TypeError: `model` is something else. ValueError: it is needed, but not given.
         """
-        if model is None:
+        if model is not None:
+            _check_given("model", model, nn.Module, "the network that was pruned")
+        else:
             # what is pruned before training starts from random weights, whatever ships with the package
             weights = "random" if self.settings.get("objective") and self.weights is None else self.weights
             seed = self.settings.get("init_seed", 0)
@@ -138,8 +143,12 @@ class SearchResult:
 
         Args:
             data: needed where the search was given arrays of its own.
+
+        Raises:
+            TypeError: `data` is something else. ValueError, FileNotFoundError: as `load_data`.
         """
         if data is not None:
+            _check_given("data", data, DataSplits, "gnnrl_gym.zoo.load_data(...)")
             return data
         # absent from old records: the usual ones
         mean, std = self.settings.get("mean"), self.settings.get("std")
@@ -166,6 +175,15 @@ class SearchResult:
         if self.out is None:
             raise ValueError("This result has no run folder: search with out=... to keep the pruned network.")
         return Path(self.out) / WEIGHTS
+
+
+def _check_given(name: str, value: Any, kind: type, such: str) -> None:
+    """
+    Raises:
+        TypeError: `value` is of another kind, a name or path say.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of the class {kind.__name__}, such as {such}, got {value!r:.100}.")
 
 
 def written_by(run: str | os.PathLike[str]) -> str | None:

@@ -259,6 +259,12 @@ def test_own_module_and_data_replay_with_the_module(tmp_path: Path) -> None:
     assert evaluate_run(tmp_path / "run", "cpu", model=model, data=data).accuracy == result.test_accuracy
 
 
+@pytest.mark.parametrize(("given", "said"), [({"model": "resnet20"}, "Module"), ({"data": "digits"}, "DataSplits")])
+def test_names_for_objects_of_ones_own_are_refused(run: SearchResult, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=f"must be of the class {said}, .*, got '"):
+        evaluate_run(folder(run), "cpu", **given)
+
+
 def test_accuracies_are_exact_shares(run: SearchResult) -> None:
     count = 100  # search images of the environment
     assert run.search_accuracy in {correct / count for correct in range(count + 1)}
