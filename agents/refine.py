@@ -131,7 +131,7 @@ def evaluate_run(
     result = SearchResult.load(run)
     place, splits = resolve_device(device), result.splits(data)
     network, slim = result.network(model), result.pruned(model).to(place)
-    dense = copy.deepcopy(network.model).to(place)
+    dense = copy.deepcopy(network.model).to(place).eval()  # a module may be given in training mode
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)
     with fitting_threads(network):
         pruned_accuracy = accuracy(slim, splits.test)

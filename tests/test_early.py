@@ -53,6 +53,26 @@ def test_the_lottery_is_trained_like_the_network_that_stays(env: Any, monkeypatc
     assert recipes == [SHORT, SHORT]
 
 
+class Normed(nn.Module):
+    """Its BatchNorm can't train on one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 8, 8), nn.BatchNorm1d(8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(x).flatten(1)))
+
+
+def test_a_run_is_evaluated_with_a_module_in_training_mode(tmp_path: Path) -> None:
+    data, settings = load_data("digits"), {"objective": "pretrained", "pretrain_epochs": 1, **SMALL}
+    env = gym.make("GNNRL-Mask-v0", model=Normed(), data=data, **settings)
+    early(env, "random", 1, out=tmp_path, recipe=SHORT, control=False)
+    module = Normed().train()
+    assert evaluate_run(tmp_path, "cpu", model=module, data=data).latency[0] > 0
+    assert module.training
+
+
 def test_seeds_of_numpy_are_seeds(tmp_path: Path) -> None:
     env = gym.make("GNNRL-Mask-v0", init_seed=np.int64(3), **SMALL)
     early(env, "random", np.int64(2), np.int64(1), tmp_path, SHORT, control=False)  # type: ignore[arg-type]
