@@ -24,13 +24,14 @@ from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.pruning.timing import processor
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
 from gnnrl_gym.zoo.data import IMAGE_SIZE, data_names
-from gnnrl_gym.zoo.models import input_shape_for
+from gnnrl_gym.zoo.models import input_shape_for, model_names
 
 RESULT, WEIGHTS = "result.json", "pruned.pt"
 # the file in which each command keeps what it was asked
 ASKED_OF = {"search": "search.json", "early": "early.json", "bogp": "bogp.json", "train": "train.json"}
 # keys of `environment_record`, and what they are digests of
 DIGESTS = {"weights_digest": "weights of the network", "data_digest": "labels, size or normalisation of the images"}
+FROM_THERE = "A run's relative paths count from the folder in which it was begun: do it there."
 IN_PYTHON = "agents.refine.evaluate_run(run, model=..., data=...) in Python, likewise finetune_run"
 
 
@@ -127,7 +128,11 @@ class SearchResult:
             try:
                 model = load_model(self.model, weights, self.settings["num_classes"], seed=seed)
             except ValueError as error:
+                if self.model in model_names():
+                    raise
                 raise ValueError(f"{error}. The run pruned a module of your own: pass model=, {IN_PYTHON}.") from error
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}. {FROM_THERE}") from error
         shape = self.settings.get("input_shape") or input_shape_for(self.model)
         # the order of the units is of no matter here: the run folder says which were kept
         example = torch.zeros(1, *shape, device=next(model.parameters()).device)
@@ -159,7 +164,8 @@ class SearchResult:
             if self.data in data_names():
                 raise
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"{error}. If the run was given data of your own, pass data=, {IN_PYTHON}.") from error
+            own = f"If the run was given data of your own, pass data=, {IN_PYTHON}"
+            raise kind(f"{error}. {own}. {FROM_THERE}") from error
 
     def pruned(self, model: nn.Module | None = None) -> nn.Module:
         """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 
 from agents import search
 from agents.cli import main
@@ -262,6 +263,21 @@ def test_run_without_its_network_is_refused(shell: Shell, run: Path) -> None:
     (run / "pruned.pt").unlink()
     code, _, err = shell("evaluate", run, "--device", "cpu")
     assert code == 2 and "pruned.pt" in err
+
+
+def test_the_weights_of_a_run_are_said_to_be_elsewhere_or_others(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    torch.save(load_model("digits-resnet").state_dict(), "mine.pt")
+    assert shell(*small(Path("run"), "--finetune", 0, "--weights", "mine.pt"))[0] == 0
+    monkeypatch.chdir(tmp_path)
+    code, _, err = shell("evaluate", "there/run", "--device", "cpu")
+    assert code == 2 and "'mine.pt'. A run's relative paths count from the folder in which it was begun" in err
+    torch.save({"other": torch.zeros(3)}, "mine.pt")
+    code, _, err = shell("evaluate", "there/run", "--device", "cpu")
+    assert code == 2 and "'mine.pt'" in err and "module of your own" not in err
 
 
 def test_interrupted_fine_tuning_keeps_the_search(
