@@ -261,6 +261,47 @@ def test_a_forward_that_changes_its_input(tmp_path: Path) -> None:
         export_onnx(module, images(1, 4), tmp_path / "program.onnx")
 
 
+class Masked(nn.Linear):
+    """Its least likely class is ruled out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x.masked_fill(x == x.amin(1, keepdim=True), float("-inf"))
+
+
+def test_outputs_may_be_infinite_but_in_the_same_places(tmp_path: Path) -> None:
+    export_program(Masked(4, 3), images(1, 4), tmp_path / "masked.pt2")
+    infinite = torch.tensor([0.5, float("-inf")])
+    assert export._close(infinite, infinite) and not export._close(infinite, infinite.flip(0))
+    assert not export._close(torch.full((2,), torch.nan), infinite)
+
+
+needs_onnx = pytest.mark.skipif(
+    not (export.find_spec("onnx") and export.find_spec("onnxscript") and export.find_spec("onnxruntime")),
+    reason="needs the extra onnx",
+)
+
+
+@needs_onnx
+def test_half_precision_is_exported_to_onnx(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 4))
+    assert export_onnx(randomise(module).half(), images(1, 3, 8, 8).half(), tmp_path / "half.onnx")
+
+
+class Counts(nn.Linear):
+    def forward(self, x: Tensor) -> dict[str, Any]:  # type: ignore[override]
+        return {"logits": super().forward(x), "classes": self.out_features}
+
+
+@needs_onnx
+@pytest.mark.parametrize(("module", "dtype"), [(Counts(4, 2), torch.float32), (nn.Conv2d(1, 2, 1), torch.bfloat16)])
+def test_what_onnx_does_not_know_is_said(module: nn.Module, dtype: torch.dtype, tmp_path: Path) -> None:
+    x = images(1, 4) if isinstance(module, nn.Linear) else images(1, 1, 4, 4)
+    with pytest.raises(UnsupportedOperation, match=r"can't be written as ONNX, or not run in onnxruntime: \S+"):
+        export_onnx(module.to(dtype), x.to(dtype), tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 class FixedBatch(nn.Module):
     """Holds the batch size of its example."""
 
