@@ -126,6 +126,21 @@ def test_teacher_and_student_see_the_same_images(digits: DataSplits) -> None:
     assert torch.equal(*(vector(model) for model in tuned))
 
 
+def test_a_compiled_teacher(digits: DataSplits) -> None:
+    small = replace(digits, train=digits.train.take(128))
+    for teacher in (torch.compile(load_model("digits-resnet"), backend="eager"), load_model("digits-resnet")):
+        finetune(load_model("digits-resnet", "random"), small, 1, teacher=teacher, distill=0.5)
+
+
+def test_a_checkpoint_that_can_not_be_read_is_replaced(digits: DataSplits, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    small = replace(digits, train=digits.train.take(128))
+    epochs: list[int] = []
+    finetune(load_model("digits-resnet"), small, 1, on_epoch=lambda epoch, _: epochs.append(epoch),
+             checkpoint=tmp_path / "checkpoint.pt")  # fmt: skip
+    assert epochs == [1] and torch.load(tmp_path / "checkpoint.pt")["epoch"] == 1
+
+
 def test_the_student_comes_nearer_to_its_teacher_whatever_the_labels_say(digits: DataSplits) -> None:
     images, _ = digits.test.tensors()
     wrong = replace(digits.train, labels=(digits.train.labels + 1) % 10)

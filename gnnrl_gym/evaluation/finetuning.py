@@ -68,7 +68,7 @@ def finetune(
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = epochs * -(-len(data.train) // BATCH)
     training = _Training(model, optimizer, _scheduler(schedule, optimizer, learning_rate, max(steps, 1)), generator)
-    distilled = [temperature, distill] if teacher else None
+    distilled = None if teacher is None else [temperature, distill]
     start = digest_of(model.state_dict()) if checkpoint else None
     settings = [epochs, learning_rate, seed, schedule, distilled, str(dtype), len(data.train), start]
 
@@ -76,7 +76,7 @@ def finetune(
         # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
             with torch.no_grad():
-                taught = teacher(images.clone()) if teacher else None  # a forward may change its input in place
+                taught = None if teacher is None else teacher(images.clone())  # it may change its input in place
             outputs = model(images)
         return distillation_loss(outputs, labels, taught, temperature, distill)
 
@@ -145,7 +145,10 @@ class _Training:
 
     def load(self, path: Path, settings: list[Any]) -> int:
         """Go on from a file, if it is there and of a training with the same settings: the epochs that are done."""
-        state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
+        except Exception:  # whatever the bytes are: as one of another training
+            return 0
         if state.get("settings") != settings:
             return 0
         for name, part in self._parts().items():
