@@ -83,7 +83,8 @@ def lottery(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, reci
 def weight_size(network: PrunableNetwork, model: nn.Module | None = None) -> Floats:
     """Score of every unit, float64 [U]: a weight's absolute value, a filter's l2 norm, by the weights of `model` (a
     network of the same structure; default: the network's own)."""
-    squares = {name: p.detach().double() ** 2 for name, p in (model or network.model).named_parameters()}
+    scored = network.model if model is None else model
+    squares = {name: p.detach().double() ** 2 for name, p in scored.named_parameters()}
     kernels = {name: value if value.dim() > 1 else torch.zeros_like(value) for name, value in squares.items()}
     return np.sqrt(unit_scores(network, kernels))
 
@@ -142,7 +143,7 @@ def synaptic_flow(network: PrunableNetwork, kept: npt.NDArray[np.bool_]) -> Valu
     model = network.slimmer.mask(kept).double().eval().requires_grad_()
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tensor.abs_()
     named = dict(model.named_parameters())
     image = torch.ones_like(network.example_input[0], dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ def save_slim(path: str | os.PathLike[str], network: PrunableNetwork, widths: Pl
         "kept": torch.from_numpy(kept),
         "widths": torch.from_numpy(_widths(network, kept)),
         "granularity": getattr(network, "granularity", CHANNELS),
-        "state_dict": _on_cpu(module),
+        "state_dict": state_on_cpu(module),
     }
     write_atomic(Path(path), lambda file: torch.save(content, file))
 
@@ -125,7 +126,7 @@ def update_slim(path: str | os.PathLike[str], module: nn.Module) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or `module` is another network.
     """
-    saved, state = read_slim(path), _on_cpu(module)
+    saved, state = read_slim(path), state_on_cpu(module)
     if {k: v.shape for k, v in saved["state_dict"].items()} != {k: v.shape for k, v in state.items()}:
         raise ValueError(f"The weights are of another network than those in {os.fspath(path)!r}.")
     content = {key: value for key, value in saved.items() if value is not None} | {"state_dict": state}
@@ -138,8 +139,9 @@ def _widths(network: PrunableNetwork, kept: Any) -> Ints:
     return np.asarray(np.add.reduceat(kept, starts, dtype=np.int64))
 
 
-def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().cpu() for key, value in module.state_dict().items()}
+def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of its state. What else a module may keep there (`get_extra_state`) is the dense module's to say."""
+    return {key: value.detach().cpu() for key, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _check_form(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
@@ -204,7 +206,7 @@ def export_onnx(module: nn.Module, example_input: Example, path: str | os.PathLi
     exported, checked = _exported(module, args), find_spec("onnxruntime") is not None
     try:
         # the shapes again: the exporter names the batch dimension by them
-        program = torch.onnx.export(exported, dynamo=True, dynamic_shapes=_any_batch(args), verbose=False)
+        program = torch.onnx.export(exported, dynamo=True, dynamic_shapes=_any_batch(module, args), verbose=False)
         assert program is not None
         content = program.model_proto.SerializeToString()
         runner = _onnx_runner(content) if checked else None
@@ -234,16 +236,18 @@ def _onnx_runner(content: bytes) -> Callable[..., Any]:
 def _exported(module: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
     try:
         with _evaluating(module):
-            return torch.export.export(module, args, dynamic_shapes=_any_batch(args), strict=False)
+            return torch.export.export(module, args, dynamic_shapes=_any_batch(module, args), strict=False)
     except Exception as error:
         raise UnsupportedOperation(
             f"torch.export can't trace {type(module).__name__} for any batch size: {str(error).strip()[:2000]}"
         ) from error
 
 
-def _any_batch(args: tuple[Any, ...]) -> Any:
+def _any_batch(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """The dimensions that are the batch, nested as the forward takes its arguments: those of `*args` are one tuple."""
     batch = torch.export.Dim("batch", min=1)
-    return tuple({0: batch} if isinstance(value, Tensor) and value.dim() else None for value in args)
+    shapes = ({0: batch} if isinstance(value, Tensor) and value.dim() else None for value in args)
+    return tuple(inspect.signature(module.forward).bind(*shapes).arguments.values())
 
 
 def _arguments(example_input: Example, batch: int = 2) -> tuple[Any, ...]:

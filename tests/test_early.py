@@ -73,6 +73,23 @@ def test_a_run_is_evaluated_with_a_module_in_training_mode(tmp_path: Path) -> No
     assert module.training
 
 
+class Stateful(Normed):
+    """Keeps something else than tensors in its state."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 1}
+
+
+@pytest.mark.parametrize("method", ["random", "synflow"])
+def test_a_state_that_holds_more_than_tensors(tmp_path: Path, method: str) -> None:
+    env = gym.make("GNNRL-Mask-v0", model=Stateful(), data=load_data("digits"), **SMALL)
+    result = early(env, method, 1, out=tmp_path, recipe=SHORT, control=False)
+    assert accuracy(result.pruned(Stateful()), load_data("digits").test) == result.test_accuracy
+
+
 def test_seeds_of_numpy_are_seeds(tmp_path: Path) -> None:
     env = gym.make("GNNRL-Mask-v0", init_seed=np.int64(3), **SMALL)
     early(env, "random", np.int64(2), np.int64(1), tmp_path, SHORT, control=False)  # type: ignore[arg-type]

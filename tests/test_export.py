@@ -77,6 +77,25 @@ def test_files_with_kept_and_weights_alone(digits: PrunableNetwork, tmp_path: Pa
     assert torch.equal(outputs(again, images(3, 1, 8, 8))[0], outputs(slim, images(3, 1, 8, 8))[0])
 
 
+class Stateful(nn.Sequential):
+    """Keeps something else than tensors in its state."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 1}
+
+
+def test_what_a_module_keeps_besides_tensors_stays_its_own(tmp_path: Path) -> None:
+    dense, x = Stateful(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), images(1, 4)
+    network = PrunableNetwork(dense, x)
+    slim = network.slim([3])
+    save_slim(tmp_path / "slim.pt", network, [3], slim)
+    update_slim(tmp_path / "slim.pt", slim)
+    assert_close(outputs(load_slim(tmp_path / "slim.pt", dense, x), x), outputs(slim, x))
+
+
 def test_updated_weights_keep_the_plan(digits: PrunableNetwork, tmp_path: Path) -> None:
     path, plan = tmp_path / "pruned.pt", digits.widths // 2
     tuned = randomise(digits.slim(plan))
@@ -232,6 +251,18 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     assert_close(list(torch.export.load(tmp_path / "two.pt2").module()(x, y, 2.0)), outputs(module, x, y, 2.0))
     if export.find_spec("onnx") and export.find_spec("onnxscript"):
         export_onnx(module, args, tmp_path / "two.onnx")
+
+
+class AnyNumber(nn.Linear):
+    def forward(self, *inputs: Tensor, scale: float = 1.0) -> Tensor:
+        return super().forward(sum(inputs)) * scale  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_any_number_of_inputs(count: int, tmp_path: Path) -> None:
+    export_program(AnyNumber(4, 2), (images(1, 4),) * count, tmp_path / "program.pt2")
+    compiled = torch.compile(AnyNumber(4, 2), backend="eager")
+    export_program(compiled, (images(1, 4),) * count, tmp_path / "program.pt2")  # type: ignore[arg-type]
 
 
 class Answers(nn.Module):
