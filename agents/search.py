@@ -129,6 +129,8 @@ def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -
     prune = env.unwrapped
     if not isinstance(prune, PruneEnv):
         raise ValueError(f"search needs a GNNRL-Prune-v0 environment, got {type(prune).__name__}.")
+    if env.action_space != prune.action_space:
+        raise ValueError(f"{type(env).__name__} changes the actions: give search the environment as gym.make makes it.")
     return prune
 
 

@@ -133,6 +133,11 @@ def test_no_evaluations_raise(digits_env: Env, evaluations: int) -> None:
         search(digits_env, "uniform", evaluations)
 
 
+def test_wrappers_that_change_the_actions_raise(digits_env: Env) -> None:
+    with pytest.raises(ValueError, match="RescaleAction changes the actions"):
+        search(gym.wrappers.RescaleAction(digits_env, np.float32(-1), np.float32(1)), "random", 2)
+
+
 def test_other_environments_raise() -> None:
     with pytest.raises(ValueError, match="GNNRL-Prune-v0"):
         search(gym.make("CartPole-v1"), "random", 2)
