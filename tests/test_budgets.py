@@ -261,6 +261,15 @@ class InPlace(Residual):
         return super().forward(x.mul_(0.1))
 
 
+def test_the_cache_may_be_a_string_and_repeats_are_whole(tmp_path: Path) -> None:
+    network = PrunableNetwork(Residual(), images(1, 3, 16, 16))
+    LatencyTable(network, 1, str(tmp_path / "latency"))
+    assert list((tmp_path / "latency").iterdir())
+    for repeats in (0, 1.5):
+        with pytest.raises(ValueError, match="repeats must be a whole number and at least 1"):
+            LatencyTable(network, repeats, tmp_path)  # type: ignore[arg-type]
+
+
 def test_measuring_changes_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gnnrl_gym.pruning.latency.take_turns", take_turns)  # which counts no operations
     example = images(1, 3, 16, 16)

@@ -320,6 +320,10 @@ NAMES: dict[str, tuple[Callable[[], Any], str]] = {
     "metric": (lambda: PruneEnv(metric="flops"), "Unknown metric 'flops': choose one of macs"),
     "landing": (lambda: PruneEnv(landing="soft"), "Unknown landing 'soft': choose one of exact"),
     "granularity": (lambda: PruneEnv(metric="params", granularity="3:2"), "Unknown granularity '3:2': choose"),
+    "no granularity": (
+        lambda: PruneEnv(metric="params", granularity=None),  # type: ignore[arg-type]
+        "Unknown granularity 'None': choose",
+    ),
     "device": (lambda: PruneEnv(device="gpu"), "Unknown device 'gpu': use auto, cpu or cuda"),
     "device of another kind": (lambda: PruneEnv(device="mps"), "Unknown device 'mps': use auto, cpu or cuda"),
     "device out of range": (lambda: PruneEnv(device="cuda:99"), "device='cuda:99' but torch sees"),

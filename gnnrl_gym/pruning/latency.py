@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterable
 from functools import cache, cached_property
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import nnls
 
+from gnnrl_gym.checks import check_whole
 from gnnrl_gym.files import cache_folder, read_json, write_atomic
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
@@ -45,19 +47,22 @@ class LatencyTable:
         refresh: measure anew even what the cache holds.
 
     Raises:
-        ValueError: `repeats` is below 1.
+        ValueError: `repeats` is no whole number of at least 1.
     """
 
     def __init__(
-        self, network: PrunableNetwork, repeats: int = 20, cache: Path | None = None, refresh: bool = False
+        self,
+        network: PrunableNetwork,
+        repeats: int = 20,
+        cache: str | os.PathLike[str] | None = None,
+        refresh: bool = False,
     ) -> None:
-        if repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {repeats}.")
+        check_whole(1, repeats=repeats)
         self.network, self.repeats = network, repeats
         self.device = next(network.model.parameters()).device
         self.place = place(self.device)
         name = hashlib.sha256(f"{self.place} {SHARES}".encode()).hexdigest()[:16]
-        self._file = (cache or cache_folder() / "latency") / f"{name}.json"
+        self._file = (Path(cache) if cache else cache_folder() / "latency") / f"{name}.json"
         self._operations = operations(network.trace, network.channels, network.groups)
         known: dict[str, Any] = {} if refresh else self._read()
         self._arrays(self._measured(known))

@@ -51,6 +51,7 @@ class Granularity:
         Raises:
             ValueError: anything else.
         """
+        text = str(text)  # None, say: as any other mistake
         if text == UNSTRUCTURED:
             return cls()
         if (block := re.fullmatch(r"block(\d+)x(\d+)", text)) and int(block[1]) * int(block[2]) > 1:
