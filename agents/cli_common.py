@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,11 @@ def say(text: str) -> None:
 def new_folder(name: str) -> Path:
     """A run folder named after a run and the time; runs that are started together have different ones."""
     return RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def quoted(folder: Path) -> str:
+    """A path as a shell takes it, in a command that is said to go on with."""
+    return shlex.quote(str(folder))
 
 
 def check_goes_on_alone(context: typer.Context, folder: Path, *allowed: str) -> None:

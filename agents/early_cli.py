@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import Data, Device, check_goes_on_alone, check_has_a_name, console, new_folder, say
+from agents.cli_common import Data, Device, check_goes_on_alone, check_has_a_name, console, new_folder, quoted, say
 from agents.early import ASKED, METHODS, check_request
 from agents.early import early as run_early
 from agents.results import SearchResult, environment_arguments
@@ -84,7 +84,7 @@ def _run(env: gym.Env[Any, Any], folder: Path, **asked: Any) -> None:
         _show(run_early(env, out=folder, progress=True, **asked))
     except KeyboardInterrupt:
         if folder.exists():  # nothing is left of a run that had not scored anything
-            say(f"Interrupted. To go on: gnnrl early --resume {folder}")
+            say(f"Interrupted. To go on: gnnrl early --resume {quoted(folder)}")
         raise
 
 

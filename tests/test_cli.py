@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -317,11 +318,11 @@ def test_interrupted_search_goes_on_with_the_epochs_that_were_asked(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setitem(SEARCHERS, "random", after_one(SEARCHERS["random"]))
-        code, out, _ = shell(*small(tmp_path / "run", "--finetune", 0))
-    hint = re.search(r"gnnrl (search --resume \S+ --finetune \d+)", out)
+        code, out, _ = shell(*small(tmp_path / "a run", "--finetune", 0))
+    hint = re.search(r"gnnrl (search --resume .+ --finetune \d+)", out)
     assert code == 0 and hint is not None
-    code, out, _ = shell(*hint[1].split())
-    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    code, out, _ = shell(*shlex.split(hint[1]))  # as a shell does
+    record = json.loads((tmp_path / "a run" / "result.json").read_text())
     assert code == 0 and record["evaluations"] == 3
     assert record["finetune_epochs"] is None and not record["interrupted"]
 
