@@ -14,7 +14,13 @@ import torch
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """`write` into a temporary file beside `path`, then put it in its place: a reader never sees half a file."""
+    """`write` into a temporary file beside `path`, then put it in its place: a reader never sees half a file.
+
+    Raises:
+        IsADirectoryError: `path` is a folder. OSError: it can't be written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # not tempfile's: that would be readable by its owner alone, wherever it ends up
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -198,6 +198,12 @@ def test_files_that_are_none(digits: PrunableNetwork, tmp_path: Path) -> None:
             load_slim(path, digits.model, example("digits-resnet"))
 
 
+def test_a_folder_is_no_file_to_write(digits: PrunableNetwork, tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"):
+        save_slim(tmp_path, digits, digits.widths, digits.slim(digits.widths))
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_dense_network_raises(digits: PrunableNetwork, tmp_path: Path) -> None:
     save_slim(tmp_path / "pruned.pt", digits, digits.widths // 2, digits.slim(digits.widths // 2))
     with pytest.raises(ValueError, match="another network"):
