@@ -143,9 +143,11 @@ def read_policy(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict
         raise FileNotFoundError(f"No policy {str(source)!r}: give a file that `gnnrl train` wrote, or {GENERAL!r}.")
     try:
         content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-        state, about = dict(content["state"]), json.loads(content["about"])
+        state, about = dict(content["state"]), dict(json.loads(content["about"]))
     except Exception as error:
         raise ValueError(f"{str(path)!r} is no policy file of `gnnrl train`: {error}") from error
+    if not all(torch.isfinite(value).all() for value in state.values() if isinstance(value, Tensor)):
+        raise ValueError(f"{str(path)!r} holds NaN or infinity: its training diverged, train it anew.")
     if about.get("features") != [*NODE_FEATURES, *EDGE_FEATURES]:
         raise ValueError(f"{str(path)!r} was trained on other graph features than this version has: train it anew.")
     return state, about

@@ -156,6 +156,16 @@ def test_a_policy_file_is_small_and_safe(policy: Path) -> None:
     assert torch.load(policy, weights_only=True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"about": "[[]]"}, "no policy file"), ({"state": {"x": torch.tensor(torch.nan)}}, "holds NaN or infinity")],
+)
+def test_damaged_policies_are_refused(policy: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    torch.save(torch.load(policy, weights_only=True) | changes, tmp_path / "policy.pt")
+    with pytest.raises(ValueError, match=message):
+        read_policy(tmp_path / "policy.pt")
+
+
 def test_other_files_are_refused(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gnnrl train"):
         read_policy(tmp_path / "none.pt")
