@@ -52,8 +52,8 @@ class SearchResult:
         untrained_accuracy, control_accuracy: of a network pruned before training (`agents.early`), on the test split:
             without training, and of a random mask with the same counts per layer, trained like it. There,
             `test_accuracy` is the trained one.
-        seconds: wall time of the search, all its parts together but for those that were killed. interrupted: it was
-            stopped by hand.
+        seconds: wall time of the search; where it was resumed, with that of the parts before which left a result.
+            interrupted: it was stopped by hand.
         settings: the environment's remaining arguments. versions, machine: where it ran.
     """
 
