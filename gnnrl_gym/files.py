@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +51,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """`json.dumps`'s default: NumPy's numbers and arrays as Python's, anything else as its text."""
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))  # where a function lies differs from process to process
 
 
 def digest_of(tensors: Mapping[str, Any]) -> str:

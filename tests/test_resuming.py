@@ -101,6 +101,21 @@ def test_resuming_does_not_measure_again(
     assert len(measured) <= 8
 
 
+def test_functions_among_the_settings_are_the_same_in_another_process(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def searcher(recorder: Any, seed: int = 0, out: Path | None = None, rate: Any = None) -> None:
+        interrupted_after(1)(recorder, seed, out)
+
+    def schedule() -> Callable[[float], float]:
+        return lambda left: 0.001 * left
+
+    monkeypatch.setitem(SEARCHERS, "random", searcher)
+    first, second = schedule(), schedule()  # at two places of the memory, as in two processes
+    search(digits_env, "random", 4, out=tmp_path, rate=first)
+    assert search(digits_env, "random", 4, out=tmp_path, resume=True, rate=second).interrupted
+
+
 def test_resuming_refuses_another_search(digits_env: Env, tmp_path: Path) -> None:
     kill_after(12, digits_env, "es", tmp_path / "run", 0)
     with pytest.raises(ValueError, match="seed=3, not 4"):
