@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from rich.markdown import Markdown
 from agents.bogp import ASKED
 from agents.bogp import bogp as run_bogp
 from agents.bogp_record import Question, report
-from agents.cli_common import Device, check_goes_on_alone, console, say
+from agents.cli_common import Device, check_goes_on_alone, console, new_folder, quoted, say
 from agents.run_folder import read_asked
 from gnnrl_gym.relational.masks import SCOPES
 
@@ -48,7 +47,7 @@ def bogp(
         model, data, density, scope, nodes, pool_size, epochs, learning_rate, weight_decay, shift,
         train_seeds, evaluations, seed, final_epochs, final_seeds, controls,
     )  # fmt: skip
-    folder = out or Path("runs") / f"bogp-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out or new_folder(f"bogp-{model}")
     _run(question, folder, device, resume=False)
 
 
@@ -60,7 +59,7 @@ def _run(question: Question, folder: Path, device: str, resume: bool) -> None:
     except KeyboardInterrupt:
         more = "" if device == "auto" else f" --device {device}"
         if (folder / ASKED).is_file():
-            say(f"Interrupted. To go on: gnnrl bogp --resume {folder}{more}")
+            say(f"Interrupted. To go on: gnnrl bogp --resume {quoted(folder)}{more}")
         raise
     console.print(Markdown(report(result)))
     say(f"run folder: {folder}")

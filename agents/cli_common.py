@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,16 @@ Device = Annotated[str, typer.Option(help="auto (the GPU when there is one), cpu
 def say(text: str) -> None:
     """A plain line, not broken: paths in it may hold what Rich takes for markup."""
     console.print(text, soft_wrap=True, markup=False)
+
+
+def new_folder(name: str) -> Path:
+    """A run folder named after a run and the time; runs that are started together have different ones."""
+    return RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def quoted(folder: Path) -> str:
+    """A path as a shell takes it, in a command that is said to go on with."""
+    return shlex.quote(str(folder))
 
 
 def check_goes_on_alone(context: typer.Context, folder: Path, *allowed: str) -> None:

@@ -83,6 +83,7 @@ def early(
         FileExistsError: `out` holds a run, or, to resume, a finished one. FileNotFoundError: none to resume.
     """
     mask_env = _checked(env, method, evaluations, seed)
+    evaluations, seed = int(evaluations), int(seed)  # NumPy's are no seeds to some generators
     chosen = recipe or default_recipe(mask_env)
     asked: dict[str, Any] = {"method": method, "evaluations": evaluations, "seed": seed, "recipe": chosen.record()}
     asked |= {"control": control, "environment": environment_record(mask_env), **settings}

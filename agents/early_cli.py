@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import Data, Device, check_goes_on_alone, check_has_a_name, console, say
+from agents.cli_common import Data, Device, check_goes_on_alone, check_has_a_name, console, new_folder, quoted, say
 from agents.early import ASKED, METHODS, check_request
 from agents.early import early as run_early
 from agents.results import SearchResult, environment_arguments
@@ -58,7 +57,7 @@ def early(
     if data is None and model != DIGITS:
         raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
     share = sparsity if sparsity is not None else (0.0 if method == "dense" else SPARSITY)
-    folder = out or Path("runs") / f"{model}-early-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out or new_folder(f"{model}-early-{method}")
     recipe = recipe_for(model).of(epochs=epochs)
     check_request(method, evaluations, seed, share)
     free_folder(folder)  # before the environment, which may train the dense network first
@@ -85,7 +84,7 @@ def _run(env: gym.Env[Any, Any], folder: Path, **asked: Any) -> None:
         _show(run_early(env, out=folder, progress=True, **asked))
     except KeyboardInterrupt:
         if folder.exists():  # nothing is left of a run that had not scored anything
-            say(f"Interrupted. To go on: gnnrl early --resume {folder}")
+            say(f"Interrupted. To go on: gnnrl early --resume {quoted(folder)}")
         raise
 
 

@@ -14,6 +14,7 @@ from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.evaluation.training import Recipe, recipe_for, train
+from gnnrl_gym.export import state_on_cpu
 from gnnrl_gym.files import read_json
 from gnnrl_gym.pruning.masks import Kept, widths_of, zeros_held
 from gnnrl_gym.pruning.network import PrunableNetwork
@@ -74,6 +75,6 @@ def save_mask(path: Path, network: PrunableNetwork, mask: Kept, module: nn.Modul
         "kept": torch.from_numpy(mask),
         "widths": torch.from_numpy(widths_of(mask, network.widths)),
         "granularity": getattr(network, "granularity", "channels"),
-        "state_dict": {key: value.detach().cpu().clone() for key, value in module.state_dict().items()},
+        "state_dict": {key: value.clone() for key, value in state_on_cpu(module).items()},
     }
     write_atomic(path, lambda file: torch.save(content, file))

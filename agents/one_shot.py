@@ -7,7 +7,7 @@ BatchNorm), which for magnitude is the norm of its convolution's row.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def lottery(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, reci
 def weight_size(network: PrunableNetwork, model: nn.Module | None = None) -> Floats:
     """Score of every unit, float64 [U]: a weight's absolute value, a filter's l2 norm, by the weights of `model` (a
     network of the same structure; default: the network's own)."""
-    squares = {name: p.detach().double() ** 2 for name, p in (model or network.model).named_parameters()}
+    scored = network.model if model is None else model
+    squares = {name: p.detach().double() ** 2 for name, p in scored.named_parameters()}
     kernels = {name: value if value.dim() > 1 else torch.zeros_like(value) for name, value in squares.items()}
     return np.sqrt(unit_scores(network, kernels))
 
@@ -115,7 +116,7 @@ def loss_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     for images, labels in batches:
         loss = F.cross_entropy(model(images), labels)
-        for name, gradient in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
+        for name, gradient in zip(named, _by_weights(loss, named), strict=True):
             total[name] += gradient
     return total
 
@@ -125,32 +126,37 @@ def gradient_flow(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Val
     named = dict(model.named_parameters())
 
     def gradients(images: Tensor, labels: Tensor, graph: bool) -> tuple[Tensor, ...]:
-        loss = F.cross_entropy(model(images) / TEMPERATURE, labels)
-        return torch.autograd.grad(loss, list(named.values()), create_graph=graph)
+        loss = F.cross_entropy(model(images.clone()) / TEMPERATURE, labels)  # a forward may change its input in place
+        return _by_weights(loss, named, graph)
 
     whole = [sum(parts) for parts in zip(*(gradients(*batch, graph=False) for batch in batches), strict=True)]
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     for batch in batches:
         product = sum((g * w).sum() for g, w in zip(gradients(*batch, graph=True), whole, strict=True))
-        for name, hessian in zip(named, torch.autograd.grad(product, list(named.values())), strict=True):
+        for name, hessian in zip(named, _by_weights(product, named), strict=True):
             total[name] += hessian
     return {name: named[name].detach() * value for name, value in total.items()}
 
 
 def synaptic_flow(network: PrunableNetwork, kept: npt.NDArray[np.bool_]) -> Values:
     """Weight times gradient of the summed outputs on an image of ones, with all weights by their size, in float64."""
-    model = network.slimmer.mask(kept).double().eval()
+    model = network.slimmer.mask(kept).double().eval().requires_grad_()
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tensor.abs_()
     named = dict(model.named_parameters())
     image = torch.ones_like(network.example_input[0], dtype=torch.float64)
-    gradients = torch.autograd.grad(model(image).sum(), list(named.values()))
+    gradients = _by_weights(model(image).sum(), named)
     return {name: p.detach() * g for (name, p), g in zip(named.items(), gradients, strict=True)}
 
 
 # ---- inside -------------------------------------------------------------------------------------------------------
+
+
+def _by_weights(value: Any, named: Mapping[str, Tensor], graph: bool = False) -> tuple[Tensor, ...]:
+    """Gradients of a scalar by every parameter, zero by those that have no part in it."""
+    return torch.autograd.grad(value, list(named.values()), create_graph=graph, materialize_grads=True)
 
 
 def _env(recorder: PlanRecorder) -> Any:
@@ -158,8 +164,9 @@ def _env(recorder: PlanRecorder) -> Any:
 
 
 def _in_training(env: Any) -> nn.Module:
-    """A copy of the scored network with BatchNorm by batch, as in training, and no dropout: what gradients are of."""
-    model: nn.Module = copy.deepcopy(env.network.model).train()
+    """A copy of the scored network with BatchNorm by batch, as in training, and no dropout: what gradients are of. What
+    is not trained is pruned all the same."""
+    model: nn.Module = copy.deepcopy(env.network.model).train().requires_grad_()
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0

@@ -51,6 +51,7 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         self.limit = evaluations
         self._log = folder / LOG if folder else None
         self._known = remembered(folder) if folder else []
+        self._size = _size_of(self._log)
         self._curves = SummaryWriter(str(folder / "tensorboard")) if folder else None
         self.best: Ints | None = None
         self.best_accuracy = -1.0
@@ -147,8 +148,10 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         if self.spent <= len(self._known):
             self._check_known(line)
             return
+        self._check_alone(self._log)
         with self._log.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self._size = _size_of(self._log)
         self._curves.add_scalar("search/accuracy", accuracy, self.spent)
         self._curves.add_scalar("search/best accuracy", self.best_accuracy, self.spent)
 
@@ -157,6 +160,13 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
             raise ValueError(
                 f"Evaluation {self.spent} of the interrupted run was of another plan than now: it can't be resumed "
                 "with other settings, versions or threads. Start it anew with another --out."
+            )
+
+    def _check_alone(self, log: Path) -> None:
+        if _size_of(log) != self._size:
+            raise ValueError(
+                f"{str(log)!r} is not as this search left it: another one writes there too. This one ends, so that the "
+                "run stays whole; let the other end, or interrupt it and go on with --resume."
             )
 
     def close(self) -> None:
@@ -176,6 +186,11 @@ class SlotRecorder(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> Any:
         """As `PlanRecorder.step`."""
         return self.recorder.step_in(self.env, action)
+
+
+def _size_of(log: Path | None) -> int:
+    """Bytes of a file, 0 of one that is not there."""
+    return log.stat().st_size if log is not None and log.is_file() else 0
 
 
 def _logged(plan: np.ndarray) -> Any:

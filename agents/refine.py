@@ -14,7 +14,8 @@ from torch import nn
 
 from agents.progress import Progress
 from agents.results import SearchResult
-from gnnrl_gym.checks import check_choice, check_whole
+from agents.run_folder import COPY, check_writable
+from gnnrl_gym.checks import check_choice, check_number, check_seed, check_whole
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.latency import measure_latency
@@ -54,12 +55,17 @@ def finetune_run(
         images: "train": the train split. "all": the search split too, which has done its work once a plan is chosen.
 
     Raises:
-        ValueError: `epochs` is below 1; what `finetune` refuses; `distill` is outside [0, 1], or above 0 where the
-            dense network of the run has random weights.
+        ValueError: a number out of range, an unknown schedule; `distill` is above 0 where the dense network of the run
+            has random weights; or the training diverged. The run stays as it was.
+        PermissionError: nothing can be written in the run folder.
     """
     check_whole(1, epochs=epochs)
+    check_seed(seed=seed)
+    check_number("at least 0", learning_rate=learning_rate, distill=distill)
+    epochs, seed, learning_rate, distill = int(epochs), int(seed), float(learning_rate), float(distill)  # not NumPy's
     check_choice("images", images, IMAGES)
     result, folder = SearchResult.load(run), Path(run)
+    check_writable(folder, COPY)
     if distill and result.settings.get("objective") and result.weights is None:
         raise ValueError(f"distill={distill}, but the dense network of {str(folder)!r} is not trained: use 0.")
     place, splits = resolve_device(device), result.splits(data)
@@ -79,6 +85,8 @@ def finetune_run(
             slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
             checkpoint=checkpoint,
         )  # fmt: skip
+    if not all(weight.isfinite().all() for weight in slim.parameters()):
+        raise ValueError(f"learning_rate={learning_rate} made the weights infinite or NaN: take a lower one.")
     result.finetuned_accuracy = accuracy(slim, splits.test)
     result.finetune_epochs = (result.finetune_epochs or 0) + epochs
     how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}
@@ -123,7 +131,7 @@ def evaluate_run(
     result = SearchResult.load(run)
     place, splits = resolve_device(device), result.splits(data)
     network, slim = result.network(model), result.pruned(model).to(place)
-    dense = copy.deepcopy(network.model).to(place)
+    dense = copy.deepcopy(network.model).to(place).eval()  # a module may be given in training mode
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)
     with fitting_threads(network):
         pruned_accuracy = accuracy(slim, splits.test)

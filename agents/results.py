@@ -17,20 +17,21 @@ from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.network import NetworkEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.export import read_slim, rebuild_slim
-from gnnrl_gym.files import digest_of, read_json
+from gnnrl_gym.files import digest_of, plain, read_json
 from gnnrl_gym.files import write_atomic as write_atomic
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.pruning.timing import processor
 from gnnrl_gym.zoo import DataSplits, load_data, load_model
 from gnnrl_gym.zoo.data import IMAGE_SIZE, data_names
-from gnnrl_gym.zoo.models import input_shape_for
+from gnnrl_gym.zoo.models import input_shape_for, model_names
 
 RESULT, WEIGHTS = "result.json", "pruned.pt"
 # the file in which each command keeps what it was asked
 ASKED_OF = {"search": "search.json", "early": "early.json", "bogp": "bogp.json", "train": "train.json"}
 # keys of `environment_record`, and what they are digests of
 DIGESTS = {"weights_digest": "weights of the network", "data_digest": "labels, size or normalisation of the images"}
+FROM_THERE = "A run's relative paths count from the folder in which it was begun: do it there."
 IN_PYTHON = "agents.refine.evaluate_run(run, model=..., data=...) in Python, likewise finetune_run"
 
 
@@ -51,7 +52,8 @@ class SearchResult:
         untrained_accuracy, control_accuracy: of a network pruned before training (`agents.early`), on the test split:
             without training, and of a random mask with the same counts per layer, trained like it. There,
             `test_accuracy` is the trained one.
-        seconds: wall time of the search; of one that was resumed, since then. interrupted: it was stopped by hand.
+        seconds: wall time of the search; where it was resumed, with that of the parts before which left a result.
+            interrupted: it was stopped by hand.
         settings: the environment's remaining arguments. versions, machine: where it ran.
     """
 
@@ -86,7 +88,8 @@ class SearchResult:
     def save(self, folder: Path) -> None:
         """Write `result.json` in `folder`, at once or not at all."""
         record = {key: value for key, value in asdict(self).items() if key != "out"}
-        write_atomic(folder / RESULT, lambda file: file.write(json.dumps(record, indent=2).encode() + b"\n"))
+        text = json.dumps(record, indent=2, default=plain)
+        write_atomic(folder / RESULT, lambda file: file.write(text.encode() + b"\n"))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchResult:
@@ -112,15 +115,24 @@ class SearchResult:
 
         Args:
             model: needed where the search was given an `nn.Module`.
+
+        Raises:
+            TypeError: `model` is something else. ValueError: it is needed, but not given.
         """
-        if model is None:
+        if model is not None:
+            _check_given("model", model, nn.Module, "the network that was pruned")
+        else:
             # what is pruned before training starts from random weights, whatever ships with the package
             weights = "random" if self.settings.get("objective") and self.weights is None else self.weights
             seed = self.settings.get("init_seed", 0)
             try:
                 model = load_model(self.model, weights, self.settings["num_classes"], seed=seed)
             except ValueError as error:
+                if self.model in model_names():
+                    raise
                 raise ValueError(f"{error}. The run pruned a module of your own: pass model=, {IN_PYTHON}.") from error
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}. {FROM_THERE}") from error
         shape = self.settings.get("input_shape") or input_shape_for(self.model)
         # the order of the units is of no matter here: the run folder says which were kept
         example = torch.zeros(1, *shape, device=next(model.parameters()).device)
@@ -136,8 +148,12 @@ class SearchResult:
 
         Args:
             data: needed where the search was given arrays of its own.
+
+        Raises:
+            TypeError: `data` is something else. ValueError, FileNotFoundError: as `load_data`.
         """
         if data is not None:
+            _check_given("data", data, DataSplits, "gnnrl_gym.zoo.load_data(...)")
             return data
         # absent from old records: the usual ones
         mean, std = self.settings.get("mean"), self.settings.get("std")
@@ -148,7 +164,8 @@ class SearchResult:
             if self.data in data_names():
                 raise
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"{error}. If the run was given data of your own, pass data=, {IN_PYTHON}.") from error
+            own = f"If the run was given data of your own, pass data=, {IN_PYTHON}"
+            raise kind(f"{error}. {own}. {FROM_THERE}") from error
 
     def pruned(self, model: nn.Module | None = None) -> nn.Module:
         """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""
@@ -164,6 +181,15 @@ class SearchResult:
         if self.out is None:
             raise ValueError("This result has no run folder: search with out=... to keep the pruned network.")
         return Path(self.out) / WEIGHTS
+
+
+def _check_given(name: str, value: Any, kind: type, such: str) -> None:
+    """
+    Raises:
+        TypeError: `value` is of another kind, a name or path say.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of the class {kind.__name__}, such as {such}, got {value!r:.100}.")
 
 
 def written_by(run: str | os.PathLike[str]) -> str | None:

@@ -12,12 +12,21 @@ from typing import Any
 
 from agents.recorder import LOG
 from agents.results import DIGESTS, RESULT, WEIGHTS, write_atomic
-from gnnrl_gym.files import read_json
+from gnnrl_gym.files import plain, read_json
+
+COPY = "Copy the run to a folder that can be written, and go on there."
 
 
 def finished(folder: Path) -> bool:
     """Whether a run folder holds the result of a run that came to its end."""
     return (folder / RESULT).is_file() and not read_json(folder / RESULT).get("interrupted")
+
+
+def seconds_before(folder: Path | None) -> float:
+    """What the search in a run folder took until it was interrupted; 0 where it left no result, being killed."""
+    if folder is None or not (folder / RESULT).is_file():
+        return 0.0
+    return float(read_json(folder / RESULT).get("seconds", 0.0))
 
 
 def free_folder(out: str | os.PathLike[str]) -> Path:
@@ -37,16 +46,19 @@ def free_folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, mend: str = "Choose another --out.") -> None:
     """
+    Args:
+        mend: what to do about it.
+
     Raises:
         NotADirectoryError, PermissionError: nothing can be written at `path`.
     """
     there = next(each for each in (path, *path.absolute().parents) if each.exists())
     if there != path and not there.is_dir():
-        raise NotADirectoryError(f"{str(path)!r} can't be written: {str(there)!r} is no folder. Choose another --out.")
+        raise NotADirectoryError(f"{str(path)!r} can't be written: {str(there)!r} is no folder. {mend}")
     if not os.access(there, os.W_OK):
-        raise PermissionError(f"{str(path)!r} can't be written: {str(there)!r} is read-only. Choose another --out.")
+        raise PermissionError(f"{str(path)!r} can't be written: {str(there)!r} is read-only. {mend}")
 
 
 @contextlib.contextmanager
@@ -81,14 +93,15 @@ def begin(
         resume: it has to hold an unfinished run that was asked the same.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: it is no such folder.
+        FileNotFoundError, FileExistsError, ValueError, PermissionError: it is no such folder.
     """
     if resume:
         _check_resumable(out, asked, name)
     if out is None:
         return None
     folder = Path(out) if resume else free_folder(out)
-    write_atomic(folder / name, lambda file: file.write(json.dumps(asked, default=str).encode()))
+    check_writable(folder, COPY)
+    write_atomic(folder / name, lambda file: file.write(json.dumps(asked, default=plain).encode()))
     return folder
 
 
@@ -116,7 +129,7 @@ def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
 def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], name: str) -> None:
     if out is None:
         raise ValueError("resume=True needs out=, the run folder to go on with.")
-    asked_before, asked_now = read_asked(out, name), json.loads(json.dumps(asked, default=str))
+    asked_before, asked_now = read_asked(out, name), json.loads(json.dumps(asked, default=plain))
     for part, given in asked_now.items():
         if isinstance(given, dict) and isinstance(asked_before.get(part), dict):
             _check_digests(os.fspath(out), asked_before[part], given)

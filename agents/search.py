@@ -14,7 +14,7 @@ from torch import nn
 
 from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
 from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record
-from agents.run_folder import begun
+from agents.run_folder import begun, seconds_before
 from agents.searchers import SEARCHERS, plan_searchers
 from agents.transfer import read_policy
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
@@ -64,12 +64,13 @@ def search(
         KeyboardInterrupt: interrupted before the first evaluation was done.
     """
     prune = _checked(env, method, evaluations, seed)
+    evaluations, seed = int(evaluations), int(seed)  # NumPy's are no seeds to some generators
     environment = environment_record(prune)
     asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
     with begun(out, asked, resume, ASKED) as folder:
         start = time.perf_counter()
         recorder, interrupted = _searched(env, prune, method, evaluations, seed, folder, progress, settings)
-        seconds = time.perf_counter() - start
+        seconds = seconds_before(folder) + time.perf_counter() - start
         assert recorder.best is not None
         slim = prune.slim(recorder.best)  # once: what is kept is what was tested
         result = _result(prune, recorder, method, seed, seconds, slim)
@@ -128,6 +129,8 @@ def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -
     prune = env.unwrapped
     if not isinstance(prune, PruneEnv):
         raise ValueError(f"search needs a GNNRL-Prune-v0 environment, got {type(prune).__name__}.")
+    if env.action_space != prune.action_space:
+        raise ValueError(f"{type(env).__name__} changes the actions: give search the environment as gym.make makes it.")
     return prune
 
 

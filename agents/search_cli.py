@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,17 @@ import gymnasium as gym
 import typer
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import RUNS, Data, Device, check_goes_on_alone, check_has_a_name, console, say, show
+from agents.cli_common import (
+    Data,
+    Device,
+    check_goes_on_alone,
+    check_has_a_name,
+    console,
+    new_folder,
+    quoted,
+    say,
+    show,
+)
 from agents.refine import finetune_run
 from agents.results import environment_arguments
 from agents.run_folder import free_folder, read_asked
@@ -65,7 +74,7 @@ def search(
         raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
     start = None if policy == "none" else policy
     check_request(method, evaluations, seed, start)
-    folder = free_folder(out or RUNS / f"{model}-{method}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = free_folder(out or new_folder(f"{model}-{method}"))
     if weights is None and model != DIGITS:
         console.print(f"[yellow]No --weights: {model} is pruned with random weights, which says little.[/]")
     env = gym.make(
@@ -92,13 +101,13 @@ def _run(env: gym.Env[Any, Any], folder: Path, finetune: int, **asked: Any) -> N
     _say_what_is_pruned(inner, asked["evaluations"])
     result = run_search(env, **asked, out=folder, progress=True)
     if result.interrupted:
-        later = f"gnnrl search --resume {folder} --finetune {finetune}"
+        later = f"gnnrl search --resume {quoted(folder)} --finetune {finetune}"
         say(f"Interrupted: this is the best so far. To go on: {later}")
     elif finetune:
         try:
             result = finetune_run(folder, finetune, device=device, seed=result.seed)
         except KeyboardInterrupt:
-            later = f"gnnrl finetune {folder} --epochs {finetune} --seed {result.seed} --device {device}"
+            later = f"gnnrl finetune {quoted(folder)} --epochs {finetune} --seed {result.seed} --device {device}"
             say(f"Fine-tuning stopped. It goes on after its last whole epoch: {later}")
     show(result)
 

@@ -18,6 +18,7 @@ from agents.recorder import PlanRecorder, remembered
 from agents.results import ASKED_OF, RESULT, environment_record, versions, write_atomic
 from agents.run_folder import begun, check_writable, finished
 from agents.sb3 import PruneVecEnv
+from gnnrl_gym.checks import check_seed, check_whole
 from gnnrl_gym.envs.prune_many import PruneManyEnv
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.graph.features import EDGE_FEATURES, NODE_FEATURES
@@ -52,8 +53,8 @@ def train_policy(
         settings: override `TRAINING` and those of `agents.ppo`.
 
     Raises:
-        ValueError: an environment of another kind, or with longer episodes; or a run to resume that was asked
-            something else.
+        ValueError: an environment of another kind, or with longer episodes; a number out of range; or a run to
+            resume that was asked something else.
         FileExistsError: `out` holds a run.
         KeyboardInterrupt: interrupted.
     """
@@ -62,6 +63,9 @@ def train_policy(
     inner = env.unwrapped
     if not isinstance(inner, PruneManyEnv) or any(each.max_steps != 1 for each in inner.envs):
         raise ValueError("train_policy needs a GNNRL-PruneMany-v0 environment whose networks have max_steps=1.")
+    check_whole(1, evaluations=evaluations)
+    check_seed(seed=seed)
+    evaluations, seed = int(evaluations), int(seed)  # NumPy's are no seeds to some generators
     networks = {f"network {number}": environment_record(each) for number, each in enumerate(inner.envs, 1)}
     asked = {"evaluations": evaluations, "seed": seed, "budgets": inner.budgets, **networks, **settings}
     policy = {**TRAINING["policy_kwargs"], **settings.get("policy_kwargs", {})}
@@ -96,7 +100,7 @@ def train_to_file(
     log = training_folder(path)
     agent = train_policy(env, evaluations, seed, progress=True, out=log, resume=(log / ASKED).is_file())
     save_policy(agent, path, about)
-    record = {"policy": path.name, "evaluations": evaluations, "seed": seed, "versions": versions()}
+    record = {"policy": path.name, "evaluations": int(evaluations), "seed": int(seed), "versions": versions()}
     write_atomic(log / RESULT, lambda file: file.write(json.dumps(record, indent=2).encode() + b"\n"))
     return log
 
@@ -139,9 +143,11 @@ def read_policy(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict
         raise FileNotFoundError(f"No policy {str(source)!r}: give a file that `gnnrl train` wrote, or {GENERAL!r}.")
     try:
         content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-        state, about = dict(content["state"]), json.loads(content["about"])
+        state, about = dict(content["state"]), dict(json.loads(content["about"]))
     except Exception as error:
         raise ValueError(f"{str(path)!r} is no policy file of `gnnrl train`: {error}") from error
+    if not all(torch.isfinite(value).all() for value in state.values() if isinstance(value, Tensor)):
+        raise ValueError(f"{str(path)!r} holds NaN or infinity: its training diverged, train it anew.")
     if about.get("features") != [*NODE_FEATURES, *EDGE_FEATURES]:
         raise ValueError(f"{str(path)!r} was trained on other graph features than this version has: train it anew.")
     return state, about

@@ -5,15 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """`write` into a temporary file beside `path`, then put it in its place: a reader never sees half a file."""
+    """`write` into a temporary file beside `path`, then put it in its place: a reader never sees half a file.
+
+    Raises:
+        IsADirectoryError: `path` is a folder. OSError: it can't be written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # not tempfile's: that would be readable by its owner alone, wherever it ends up
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -39,6 +47,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} is damaged: it holds no JSON object.")
     return found
+
+
+def plain(value: Any) -> Any:
+    """`json.dumps`'s default: NumPy's numbers and arrays as Python's, anything else as its text."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))  # where a function lies differs from process to process
 
 
 def digest_of(tensors: Mapping[str, Any]) -> str:

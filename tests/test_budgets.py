@@ -25,7 +25,9 @@ from agents import SearchResult, search
 from agents.search_cli import _budget
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.evaluation.latency import measure_latency
 from gnnrl_gym.pruning.latency import LatencyTable
+from gnnrl_gym.pruning.timing import take_turns
 from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.resnet import CifarResNet
 
@@ -178,17 +180,17 @@ def clock() -> Iterator[None]:
     """A clock that counts operations instead of seconds: other programs run beside the tests. How good predictions are
     on a real clock is measured by the benchmark latency-prediction."""
 
-    def take_turns(calls: Any, repeats: int, device: torch.device) -> list[float]:
-        return [1e-6 + 1e-10 * _flops(call) for call in calls]
+    def counted(calls: Any, repeats: int, device: torch.device, inputs: Any = ()) -> list[float]:
+        return [1e-6 + 1e-10 * _flops(call, inputs) for call in calls]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gnnrl_gym.pruning.latency.take_turns", take_turns)
+        patch.setattr("gnnrl_gym.pruning.latency.take_turns", counted)
         yield
 
 
-def _flops(call: Any) -> int:
+def _flops(call: Any, inputs: Any) -> int:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        call()
+        call(*inputs)
     return int(counter.get_total_flops())
 
 
@@ -240,9 +242,10 @@ def test_cache_is_used_and_damage_is_mended(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(pytest.fail.Exception):
             LatencyTable(network, 2, tmp_path, refresh=True)
     (file,) = tmp_path.iterdir()
-    file.write_text(file.read_text()[:100])
-    assert (LatencyTable(network, 2, tmp_path).predict(plans) > 0).all()
-    assert json.loads(file.read_text())["seconds"]
+    for damage in (file.read_text()[:100], "[]", '{"seconds": null}'):
+        file.write_text(damage)
+        assert (LatencyTable(network, 2, tmp_path).predict(plans) > 0).all()
+        assert json.loads(file.read_text())["seconds"]
 
 
 def test_a_cache_that_can_not_be_written_is_said_once(tmp_path: Path) -> None:
@@ -251,6 +254,30 @@ def test_a_cache_that_can_not_be_written_is_said_once(tmp_path: Path) -> None:
         found = LatencyTable(large_network(), 5, tmp_path / "file" / "latency")
     assert len(said) == 1
     assert found.predict(found.network.widths) > 0
+
+
+class InPlace(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(0.1))
+
+
+def test_the_cache_may_be_a_string_and_repeats_are_whole(tmp_path: Path) -> None:
+    network = PrunableNetwork(Residual(), images(1, 3, 16, 16))
+    LatencyTable(network, 1, str(tmp_path / "latency"))
+    assert list((tmp_path / "latency").iterdir())
+    for repeats in (0, 1.5):
+        with pytest.raises(ValueError, match="repeats must be a whole number and at least 1"):
+            LatencyTable(network, repeats, tmp_path)  # type: ignore[arg-type]
+
+
+def test_measuring_changes_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gnnrl_gym.pruning.latency.take_turns", take_turns)  # which counts no operations
+    example = images(1, 3, 16, 16)
+    network = PrunableNetwork(InPlace(), example.clone())
+    LatencyTable(network, 2, tmp_path).check(network.widths // 2)
+    assert torch.equal(network.example_input[0], example)
+    measure_latency([network.model], given := example.clone(), 2)
+    assert torch.equal(given, example)
 
 
 def test_alike_layers_are_measured_once(table: LatencyTable) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 
 from agents import search
 from agents.cli import main
+from agents.cli_common import new_folder
 from agents.recorder import EvaluationsExhausted
 from agents.searchers import SEARCHERS
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -86,6 +89,10 @@ def test_search_needs_no_argument_for_its_folder(
     assert code == 0
     assert len(folders) == 1 and folders[0].name.startswith("digits-resnet-uniform-")
     assert folders[0].name in out
+
+
+def test_runs_that_are_started_together_have_folders_of_their_own() -> None:
+    assert len({new_folder("resnet20-random") for _ in range(3)}) == 3
 
 
 def test_finetune(shell: Shell, run: Path) -> None:
@@ -259,6 +266,21 @@ def test_run_without_its_network_is_refused(shell: Shell, run: Path) -> None:
     assert code == 2 and "pruned.pt" in err
 
 
+def test_the_weights_of_a_run_are_said_to_be_elsewhere_or_others(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    torch.save(load_model("digits-resnet").state_dict(), "mine.pt")
+    assert shell(*small(Path("run"), "--finetune", 0, "--weights", "mine.pt"))[0] == 0
+    monkeypatch.chdir(tmp_path)
+    code, _, err = shell("evaluate", "there/run", "--device", "cpu")
+    assert code == 2 and "'mine.pt'. A run's relative paths count from the folder in which it was begun" in err
+    torch.save({"other": torch.zeros(3)}, "mine.pt")
+    code, _, err = shell("evaluate", "there/run", "--device", "cpu")
+    assert code == 2 and "'mine.pt'" in err and "module of your own" not in err
+
+
 def test_interrupted_fine_tuning_keeps_the_search(
     tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,11 +318,11 @@ def test_interrupted_search_goes_on_with_the_epochs_that_were_asked(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setitem(SEARCHERS, "random", after_one(SEARCHERS["random"]))
-        code, out, _ = shell(*small(tmp_path / "run", "--finetune", 0))
-    hint = re.search(r"gnnrl (search --resume \S+ --finetune \d+)", out)
+        code, out, _ = shell(*small(tmp_path / "a run", "--finetune", 0))
+    hint = re.search(r"gnnrl (search --resume .+ --finetune \d+)", out)
     assert code == 0 and hint is not None
-    code, out, _ = shell(*hint[1].split())
-    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    code, out, _ = shell(*shlex.split(hint[1]))  # as a shell does
+    record = json.loads((tmp_path / "a run" / "result.json").read_text())
     assert code == 0 and record["evaluations"] == 3
     assert record["finetune_epochs"] is None and not record["interrupted"]
 

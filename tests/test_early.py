@@ -54,6 +54,50 @@ def test_the_lottery_is_trained_like_the_network_that_stays(env: Any, monkeypatc
     assert recipes == [SHORT, SHORT]
 
 
+class Normed(nn.Module):
+    """Its BatchNorm can't train on one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 8, 8), nn.BatchNorm1d(8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(x).flatten(1)))
+
+
+def test_a_run_is_evaluated_with_a_module_in_training_mode(tmp_path: Path) -> None:
+    data, settings = load_data("digits"), {"objective": "pretrained", "pretrain_epochs": 1, **SMALL}
+    env = gym.make("GNNRL-Mask-v0", model=Normed(), data=data, **settings)
+    early(env, "random", 1, out=tmp_path, recipe=SHORT, control=False)
+    module = Normed().train()
+    assert evaluate_run(tmp_path, "cpu", model=module, data=data).latency[0] > 0
+    assert module.training
+
+
+class Stateful(Normed):
+    """Keeps something else than tensors in its state."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 1}
+
+
+@pytest.mark.parametrize("method", ["random", "synflow"])
+def test_a_state_that_holds_more_than_tensors(tmp_path: Path, method: str) -> None:
+    env = gym.make("GNNRL-Mask-v0", model=Stateful(), data=load_data("digits"), **SMALL)
+    result = early(env, method, 1, out=tmp_path, recipe=SHORT, control=False)
+    assert accuracy(result.pruned(Stateful()), load_data("digits").test) == result.test_accuracy
+
+
+def test_seeds_of_numpy_are_seeds(tmp_path: Path) -> None:
+    env = gym.make("GNNRL-Mask-v0", init_seed=np.int64(3), **SMALL)
+    early(env, "random", np.int64(2), np.int64(1), tmp_path, SHORT, control=False)  # type: ignore[arg-type]
+    found = SearchResult.load(tmp_path)
+    assert (found.seed, found.settings["init_seed"]) == (1, 3)
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "dense"])
 def test_every_method_gives_an_exact_mask_and_a_record(env: Any, method: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"

@@ -77,6 +77,25 @@ def test_files_with_kept_and_weights_alone(digits: PrunableNetwork, tmp_path: Pa
     assert torch.equal(outputs(again, images(3, 1, 8, 8))[0], outputs(slim, images(3, 1, 8, 8))[0])
 
 
+class Stateful(nn.Sequential):
+    """Keeps something else than tensors in its state."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 1}
+
+
+def test_what_a_module_keeps_besides_tensors_stays_its_own(tmp_path: Path) -> None:
+    dense, x = Stateful(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), images(1, 4)
+    network = PrunableNetwork(dense, x)
+    slim = network.slim([3])
+    save_slim(tmp_path / "slim.pt", network, [3], slim)
+    update_slim(tmp_path / "slim.pt", slim)
+    assert_close(outputs(load_slim(tmp_path / "slim.pt", dense, x), x), outputs(slim, x))
+
+
 def test_updated_weights_keep_the_plan(digits: PrunableNetwork, tmp_path: Path) -> None:
     path, plan = tmp_path / "pruned.pt", digits.widths // 2
     tuned = randomise(digits.slim(plan))
@@ -179,6 +198,12 @@ def test_files_that_are_none(digits: PrunableNetwork, tmp_path: Path) -> None:
             load_slim(path, digits.model, example("digits-resnet"))
 
 
+def test_a_folder_is_no_file_to_write(digits: PrunableNetwork, tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"):
+        save_slim(tmp_path, digits, digits.widths, digits.slim(digits.widths))
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_dense_network_raises(digits: PrunableNetwork, tmp_path: Path) -> None:
     save_slim(tmp_path / "pruned.pt", digits, digits.widths // 2, digits.slim(digits.widths // 2))
     with pytest.raises(ValueError, match="another network"):
@@ -234,6 +259,18 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
         export_onnx(module, args, tmp_path / "two.onnx")
 
 
+class AnyNumber(nn.Linear):
+    def forward(self, *inputs: Tensor, scale: float = 1.0) -> Tensor:
+        return super().forward(sum(inputs)) * scale  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_any_number_of_inputs(count: int, tmp_path: Path) -> None:
+    export_program(AnyNumber(4, 2), (images(1, 4),) * count, tmp_path / "program.pt2")
+    compiled = torch.compile(AnyNumber(4, 2), backend="eager")
+    export_program(compiled, (images(1, 4),) * count, tmp_path / "program.pt2")  # type: ignore[arg-type]
+
+
 class Answers(nn.Module):
     """A class, whether it is a likely one, and nothing, next to what they are computed from."""
 
@@ -246,6 +283,60 @@ def test_outputs_of_integers_and_truth_values(tmp_path: Path) -> None:
     x = images(5, 4, seed=2)
     for found, expected in zip(torch.export.load(tmp_path / "answers.pt2").module()(x), Answers()(x), strict=True):
         assert torch.equal(found, expected)
+
+
+class InPlace(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).mul_(2.0))
+
+
+def test_a_forward_that_changes_its_input(tmp_path: Path) -> None:
+    module = InPlace(4, 2)
+    export_program(module, images(1, 4), tmp_path / "program.pt2")
+    assert_close([torch.export.load(tmp_path / "program.pt2").module()(images(5, 4))], outputs(module, images(5, 4)))
+    if export.find_spec("onnx") and export.find_spec("onnxscript"):
+        export_onnx(module, images(1, 4), tmp_path / "program.onnx")
+
+
+class Masked(nn.Linear):
+    """Its least likely class is ruled out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x.masked_fill(x == x.amin(1, keepdim=True), float("-inf"))
+
+
+def test_outputs_may_be_infinite_but_in_the_same_places(tmp_path: Path) -> None:
+    export_program(Masked(4, 3), images(1, 4), tmp_path / "masked.pt2")
+    infinite = torch.tensor([0.5, float("-inf")])
+    assert export._close(infinite, infinite) and not export._close(infinite, infinite.flip(0))
+    assert not export._close(torch.full((2,), torch.nan), infinite)
+
+
+needs_onnx = pytest.mark.skipif(
+    not (export.find_spec("onnx") and export.find_spec("onnxscript") and export.find_spec("onnxruntime")),
+    reason="needs the extra onnx",
+)
+
+
+@needs_onnx
+def test_half_precision_is_exported_to_onnx(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 4))
+    assert export_onnx(randomise(module).half(), images(1, 3, 8, 8).half(), tmp_path / "half.onnx")
+
+
+class Counts(nn.Linear):
+    def forward(self, x: Tensor) -> dict[str, Any]:  # type: ignore[override]
+        return {"logits": super().forward(x), "classes": self.out_features}
+
+
+@needs_onnx
+@pytest.mark.parametrize(("module", "dtype"), [(Counts(4, 2), torch.float32), (nn.Conv2d(1, 2, 1), torch.bfloat16)])
+def test_what_onnx_does_not_know_is_said(module: nn.Module, dtype: torch.dtype, tmp_path: Path) -> None:
+    x = images(1, 4) if isinstance(module, nn.Linear) else images(1, 1, 4, 4)
+    with pytest.raises(UnsupportedOperation, match=r"can't be written as ONNX, or not run in onnxruntime: \S+"):
+        export_onnx(module.to(dtype), x.to(dtype), tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 class FixedBatch(nn.Module):

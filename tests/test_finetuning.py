@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,38 @@ def test_distillation_loss_by_hand() -> None:
     torch.testing.assert_close(found, 0.7 * hard + 0.3 * 4.0 * divergence)
     torch.testing.assert_close(distillation_loss(outputs, labels, None, weight=0.3), hard)
     assert distillation_loss(taught, labels, taught, weight=1.0) == pytest.approx(0, abs=1e-6)
+
+
+class Scaled(nn.Module):
+    """The digits network on images that its forward scales, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.network, self.in_place = load_model("digits-resnet", "random", seed=0), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.mul_(2) if self.in_place else x * 2)
+
+
+def test_teacher_and_student_see_the_same_images(digits: DataSplits) -> None:
+    small = replace(digits, train=digits.train.take(128))
+    tuned = [finetune(Scaled(way), small, 1, teacher=Scaled(way), distill=0.5) for way in (True, False)]
+    assert torch.equal(*(vector(model) for model in tuned))
+
+
+def test_a_compiled_teacher(digits: DataSplits) -> None:
+    small = replace(digits, train=digits.train.take(128))
+    for teacher in (torch.compile(load_model("digits-resnet"), backend="eager"), load_model("digits-resnet")):
+        finetune(load_model("digits-resnet", "random"), small, 1, teacher=teacher, distill=0.5)
+
+
+def test_a_checkpoint_that_can_not_be_read_is_replaced(digits: DataSplits, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    small = replace(digits, train=digits.train.take(128))
+    epochs: list[int] = []
+    finetune(load_model("digits-resnet"), small, 1, on_epoch=lambda epoch, _: epochs.append(epoch),
+             checkpoint=tmp_path / "checkpoint.pt")  # fmt: skip
+    assert epochs == [1] and torch.load(tmp_path / "checkpoint.pt")["epoch"] == 1
 
 
 def test_the_student_comes_nearer_to_its_teacher_whatever_the_labels_say(digits: DataSplits) -> None:
@@ -264,6 +297,43 @@ def test_the_images_it_trains_on(digits_env: Env, tmp_path: Path, monkeypatch: p
     expected = [*data.train.labels.tolist(), *(data.search.labels.tolist() if images == "all" else [])]
     assert seen[0].train.labels.tolist() == expected
     assert torch.equal(seen[0].test.labels, data.test.labels)
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_numbers_of_numpy_go_on_too(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: Any
+) -> None:
+    search(digits_env, "uniform", 1, out=tmp_path / "run")
+    asked: dict[str, Any] = {"learning_rate": number(0.01), "seed": np.int64(3), "device": "cpu"}
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.refine.Progress.at", lambda _, done, text: stop_after(1)(done, 0.0))
+        with pytest.raises(KeyboardInterrupt):
+            finetune_run(tmp_path / "run", np.int64(2), **asked)  # type: ignore[arg-type]
+    assert finetune_run(tmp_path / "run", np.int64(2), **asked).finetune_epochs == 2  # type: ignore[arg-type]
+    SearchResult.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"epochs": 1.5}, "epochs must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number"),
+        ({"distill": "much"}, "distill must be a number"),
+    ],
+)
+def test_wrong_numbers_are_refused(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        finetune_run(tmp_path, **{"epochs": 1} | wrong)
+
+
+def test_a_training_that_diverges_leaves_the_run_as_it_was(digits_env: Env, tmp_path: Path) -> None:
+    search(digits_env, "uniform", 1, out=tmp_path / "run")
+    before = vector(SearchResult.load(tmp_path / "run").pruned())
+    with pytest.raises(ValueError, match=r"learning_rate=1000000000\.0 made the weights infinite or NaN"):
+        finetune_run(tmp_path / "run", 1, 1e9, "cpu")
+    again = SearchResult.load(tmp_path / "run")
+    assert again.finetuned_accuracy is None and torch.equal(vector(again.pruned()), before)
 
 
 def test_other_images_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from gnnrl_gym import PrunableNetwork, UnsupportedOperation
+from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.zoo import load_data, load_model
 
@@ -320,6 +321,10 @@ NAMES: dict[str, tuple[Callable[[], Any], str]] = {
     "metric": (lambda: PruneEnv(metric="flops"), "Unknown metric 'flops': choose one of macs"),
     "landing": (lambda: PruneEnv(landing="soft"), "Unknown landing 'soft': choose one of exact"),
     "granularity": (lambda: PruneEnv(metric="params", granularity="3:2"), "Unknown granularity '3:2': choose"),
+    "no granularity": (
+        lambda: PruneEnv(metric="params", granularity=None),  # type: ignore[arg-type]
+        "Unknown granularity 'None': choose",
+    ),
     "device": (lambda: PruneEnv(device="gpu"), "Unknown device 'gpu': use auto, cpu or cuda"),
     "device of another kind": (lambda: PruneEnv(device="mps"), "Unknown device 'mps': use auto, cpu or cuda"),
     "device out of range": (lambda: PruneEnv(device="cuda:99"), "device='cuda:99' but torch sees"),
@@ -331,6 +336,41 @@ def test_unknown_names_are_answered_with_known_ones(name: str) -> None:
     ask, message = NAMES[name]
     with pytest.raises(ValueError, match=message):
         ask()
+
+
+class Answers(nn.Module):
+    """Digits, answered with what `make` makes of them."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        super().__init__()
+        self.body, self.make = nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten(), nn.Linear(4, 10)), make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.body(x))
+
+
+def colours(x: Tensor) -> Tensor:
+    raise AssertionError("colour images alone")
+
+
+OWN: dict[str, tuple[Any, str]] = {
+    "a tuple": (Answers(lambda x: (x,)), "answers with a tuple, but plans are scored by one tensor"),
+    "a dictionary": (Answers(lambda x: {"logits": x}), "answers with a dict, but plans are scored by one tensor"),
+    "two inputs": (Answers(lambda x, y: x), "does not take the images of 'digits'.*missing 1 required"),
+    "an assertion": (Answers(colours), "does not take the images of 'digits'.*colour images alone"),
+    "a class": (Small, "model is a name for load_model, or a network .* got the class Small"),
+    "a function": (lambda x: x, "model is a name for load_model, or a network .* got a function"),
+    "nothing": (None, "model is a name for load_model, or a network .* got a NoneType"),
+    "a function of a file": ("own:make", "no model is named 'own:make'.*own goes in Python: gym.make"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_networks_of_ones_own_are_refused_in_a_sentence(name: str) -> None:
+    model, message = OWN[name]
+    for env in (PruneEnv, MaskEnv):
+        with pytest.raises(ValueError, match=message):
+            env(model, load_data("digits"), search_images=20, device="cpu")
 
 
 def test_there_are_enough_cases() -> None:

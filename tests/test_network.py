@@ -258,6 +258,17 @@ def test_wrong_importance_raises(kind: str, message: str) -> None:
         PrunableNetwork(planted(), images(1, 3, 8, 8), kind)
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [images(4, 3, 8, 8), (images(4, 3, 8, 8), torch.arange(3)), (images(0, 3, 8, 8), torch.arange(0)),
+     (images(4, 3, 8, 8).numpy(), np.arange(4))],
+    ids=["no pair", "other lengths", "empty", "arrays"],
+)  # fmt: skip
+def test_wrong_batches_of_taylor_raise(batch: Any) -> None:
+    with pytest.raises(ValueError, match=r"batch is .*inputs .* and labels"):
+        PrunableNetwork(planted(), images(1, 3, 8, 8), "taylor", batch)
+
+
 class _Flat(nn.Module):
     """A number of channels stands in the forward; `how` flattens, an image of 4x4 pixels and 6 channels."""
 

@@ -181,3 +181,31 @@ def test_unit_scores_add_up_what_makes_a_filter() -> None:
     ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     # a 3x3 kernel of one input, bias, BatchNorm's scale and shift; then 3x3 of four inputs and a bias
     assert unit_scores(network, ones).tolist() == [9 + 1 + 2] * 4 + [36 + 1] * 6
+
+
+class Untrained(nn.Module):
+    """One layer is not trained, another one not used."""
+
+    def __init__(self, in_place: bool = False) -> None:
+        super().__init__()
+        self.body, self.in_place, self.unused = chain(), in_place, nn.Linear(2, 3)
+        self.body[1].requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x.mul_(2) if self.in_place else x * 2)
+
+
+@pytest.mark.parametrize("method", [snip, grasp, synflow])
+def test_what_is_not_trained_or_not_used_is_scored_too(method: Any) -> None:
+    env = env_of(Untrained())
+    assert mask_of(method, env).sum() == env.unwrapped.keep
+
+
+def test_a_forward_that_changes_its_input_has_the_same_gradient_flow() -> None:
+    flows = []
+    for in_place in (True, False):
+        batches = [(images(8, 1, 8, 8, seed=seed), torch.arange(8)) for seed in (0, 1)]
+        flows.append(gradient_flow(Untrained(in_place).requires_grad_(), batches))
+    for name, found in flows[0].items():
+        if not name.startswith("unused"):
+            torch.testing.assert_close(found, flows[1][name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_resuming_does_not_measure_again(
     assert len(measured) <= 8
 
 
+def test_functions_among_the_settings_are_the_same_in_another_process(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def searcher(recorder: Any, seed: int = 0, out: Path | None = None, rate: Any = None) -> None:
+        interrupted_after(1)(recorder, seed, out)
+
+    def schedule() -> Callable[[float], float]:
+        return lambda left: 0.001 * left
+
+    monkeypatch.setitem(SEARCHERS, "random", searcher)
+    first, second = schedule(), schedule()  # at two places of the memory, as in two processes
+    search(digits_env, "random", 4, out=tmp_path, rate=first)
+    assert search(digits_env, "random", 4, out=tmp_path, resume=True, rate=second).interrupted
+
+
 def test_resuming_refuses_another_search(digits_env: Env, tmp_path: Path) -> None:
     kill_after(12, digits_env, "es", tmp_path / "run", 0)
     with pytest.raises(ValueError, match="seed=3, not 4"):
@@ -109,6 +125,21 @@ def test_resuming_refuses_another_search(digits_env: Env, tmp_path: Path) -> Non
     search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
     with pytest.raises(FileExistsError, match="finished"):
         search(digits_env, "es", 20, seed=3, out=tmp_path / "run", resume=True)
+
+
+def test_seconds_of_a_resumed_search_are_those_of_all_its_parts(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(recorder: Any, seed: int = 0, out: Path | None = None) -> None:
+        time.sleep(0.3)
+        interrupted_after(3)(recorder, seed, out)
+
+    random = SEARCHERS["random"]
+    monkeypatch.setitem(SEARCHERS, "random", slow)
+    first = search(digits_env, "random", 4, out=tmp_path / "run").seconds
+    monkeypatch.setitem(SEARCHERS, "random", random)
+    resumed = search(digits_env, "random", 4, out=tmp_path / "run", resume=True)
+    assert resumed.seconds > first > 0.3
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -131,6 +162,34 @@ def test_failed_resuming_keeps_the_run(digits_env: Env, tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         search(digits_env, "random", 20, seed=3, out=tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "search.json").is_file()
+
+
+def test_a_run_that_can_not_be_written_is_refused_before_any_work(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_after(2, digits_env, "random", tmp_path / "killed", 0)
+    search(digits_env, "uniform", 1, out=tmp_path / "whole")
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(PermissionError, match=r"killed' can't be written: .* is read-only\. Copy the run"):
+        search(digits_env, "random", 20, seed=3, out=tmp_path / "killed", resume=True)
+    with pytest.raises(PermissionError, match=r"whole' can't be written: .* is read-only\. Copy the run"):
+        finetune_run(tmp_path / "whole", 1)
+
+
+def test_of_two_searches_in_one_folder_one_ends(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def joined(recorder: Any, seed: int = 0, out: Path | None = None) -> None:
+        assert out is not None
+        recorder.play([recorder.action_space.sample()])
+        with (out / "evaluations.jsonl").open("a") as file:
+            file.write("{}\n")
+        recorder.play([recorder.action_space.sample()])
+
+    monkeypatch.setitem(SEARCHERS, "joined", joined)
+    with pytest.raises(ValueError, match="another one writes there too"):
+        search(digits_env, "joined", 20, out=tmp_path / "run")
+    assert len(lines(tmp_path / "run")) == 2
 
 
 SMALL: dict[str, Any] = {"search_images": 30, "recalibration_images": 16, "device": "cpu"}

@@ -103,6 +103,17 @@ def test_seeds_decide(digits_env: Env, tmp_path: Path, method: str) -> None:
     assert len({str(widths) for widths, _ in plans[0]}) > 1
 
 
+@pytest.mark.parametrize("method", ["es", "random", "ppo"])
+def test_numbers_of_numpy_are_numbers(tmp_path: Path, method: str) -> None:
+    settings = {"budget": np.float32(0.5), "search_images": np.int64(50), "recalibration_images": np.int64(16)}
+    env = gym.make("GNNRL-Prune-v0", device="cpu", **settings)
+    result = search(env, method, np.int64(2), np.int64(1), out=tmp_path / "run")  # type: ignore[arg-type]
+    again = SearchResult.load(tmp_path / "run")
+    assert replace(again, out=None) == replace(result, out=None)
+    asked = json.loads((tmp_path / "run" / "search.json").read_text())
+    assert (asked["evaluations"], asked["seed"], asked["environment"]["search_images"]) == (2, 1, 50)
+
+
 def test_ppo_settings_reach_the_agent(digits_env: Env) -> None:
     with pytest.raises(TypeError, match="no_such_setting"):
         search(digits_env, "ppo", 2, no_such_setting=3)
@@ -120,6 +131,11 @@ def test_unknown_method_lists_the_known(digits_env: Env) -> None:
 def test_no_evaluations_raise(digits_env: Env, evaluations: int) -> None:
     with pytest.raises(ValueError, match="evaluations"):
         search(digits_env, "uniform", evaluations)
+
+
+def test_wrappers_that_change_the_actions_raise(digits_env: Env) -> None:
+    with pytest.raises(ValueError, match="RescaleAction changes the actions"):
+        search(gym.wrappers.RescaleAction(digits_env, np.float32(-1), np.float32(1)), "random", 2)
 
 
 def test_other_environments_raise() -> None:
@@ -246,6 +262,12 @@ def test_own_module_and_data_replay_with_the_module(tmp_path: Path) -> None:
         again.pruned()
     assert accuracy(again.pruned(model), data.test) == result.test_accuracy
     assert evaluate_run(tmp_path / "run", "cpu", model=model, data=data).accuracy == result.test_accuracy
+
+
+@pytest.mark.parametrize(("given", "said"), [({"model": "resnet20"}, "Module"), ({"data": "digits"}, "DataSplits")])
+def test_names_for_objects_of_ones_own_are_refused(run: SearchResult, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=f"must be of the class {said}, .*, got '"):
+        evaluate_run(folder(run), "cpu", **given)
 
 
 def test_accuracies_are_exact_shares(run: SearchResult) -> None:

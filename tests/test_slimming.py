@@ -144,6 +144,18 @@ def test_taylor_scores_every_unit(name: str) -> None:
     assert [p.requires_grad for p in model.parameters()] == trained and all(p.grad is None for p in model.parameters())
 
 
+class InPlace(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2))
+
+
+def test_taylor_leaves_the_images_as_they_are() -> None:
+    given, labels = images(40, 3, 8, 8), torch.arange(40) % 4
+    model = InPlace(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    PrunableNetwork(model, X, "taylor", batch=(given, labels))
+    assert torch.equal(given, images(40, 3, 8, 8))
+
+
 # ---- numbers of channels ------------------------------------------------------------------------------------------
 
 

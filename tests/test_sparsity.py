@@ -56,6 +56,17 @@ def network(request: pytest.FixtureRequest) -> SparseNetwork:
     return SparseNetwork(model_of(name), example(name), granularity)
 
 
+class InPlace(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2))
+
+
+def test_the_example_stays_as_it_is() -> None:
+    example = images(1, 4)
+    SparseNetwork(InPlace(4, 4), given := example.clone(), "unstructured")
+    assert torch.equal(given, example)
+
+
 def plans_of(network: SparseNetwork, count: int = 6) -> np.ndarray:
     plans = random_plans(network, count)
     plans[2] = network.least

@@ -20,7 +20,7 @@ from agents.ppo import LAST_LOG_STD, ppo
 from agents.recorder import LOG, PlanRecorder
 from agents.sb3 import PruneVecEnv
 from agents.train_cli import read_networks
-from agents.transfer import read_policy, save_policy, train_policy
+from agents.transfer import read_policy, save_policy, train_policy, train_to_file
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.zoo import load_data, load_model
@@ -50,6 +50,12 @@ def policy(many: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("policy") / "policy.pt"
     save_policy(train_policy(many, 40, seed=0), path, {"networks": ["digits-resnet", "small"]})
     return path
+
+
+def test_seeds_of_numpy_are_seeds(many: Any, tmp_path: Path) -> None:
+    train_to_file(many, tmp_path / "policy.pt", np.int64(2), np.int64(1))  # type: ignore[arg-type]
+    record = json.loads((tmp_path / "policy.pt.training" / "result.json").read_text())
+    assert (record["evaluations"], record["seed"]) == (2, 1)
 
 
 def test_gymnasium_takes_it() -> None:
@@ -148,6 +154,16 @@ def test_a_policy_file_is_small_and_safe(policy: Path) -> None:
     state, about = read_policy(policy)
     assert "node_bias" not in state and about["networks"] == ["digits-resnet", "small"]
     assert torch.load(policy, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"about": "[[]]"}, "no policy file"), ({"state": {"x": torch.tensor(torch.nan)}}, "holds NaN or infinity")],
+)
+def test_damaged_policies_are_refused(policy: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    torch.save(torch.load(policy, weights_only=True) | changes, tmp_path / "policy.pt")
+    with pytest.raises(ValueError, match=message):
+        read_policy(tmp_path / "policy.pt")
 
 
 def test_other_files_are_refused(policy: Path, tmp_path: Path) -> None:

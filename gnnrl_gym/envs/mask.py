@@ -13,7 +13,7 @@ from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.checks import check_choice, check_seed, check_share, check_whole
-from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs, check_weights, splits_for
+from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_model, check_outputs, check_weights, splits_for
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, MaskEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
@@ -103,6 +103,7 @@ class MaskEnv(NetworkEnv, EzPickle):
         self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         EzPickle.__init__(self, **self.arguments)
         self._check_arguments()
+        self.arguments["init_seed"] = init_seed = int(init_seed)  # NumPy's are no seeds to some generators
         self.device, self.render_mode, self.objective = resolve_device(device), render_mode, objective
         self.data = splits_for(data, model)
         self.granularity = granularity or _granularity(model)
@@ -131,6 +132,7 @@ class MaskEnv(NetworkEnv, EzPickle):
         check_seed(init_seed=given["init_seed"])
         if given["weights"] is not None and given["objective"] != "pretrained":
             raise ValueError(f"weights are those that 'pretrained' scores, not {given['objective']!r}: leave them out.")
+        check_model(given["model"])
         check_weights(given["model"], given["weights"])
 
     def _initial(self, model: str | nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import nn
+from torch import Tensor, nn
 
 from gnnrl_gym.envs.rendering import draw_plan, plan_table
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
@@ -102,6 +102,16 @@ def splits_for(data: str | os.PathLike[str] | DataSplits, model: str | nn.Module
     return load_data(data)
 
 
+def check_model(model: Any) -> None:
+    """
+    Raises:
+        ValueError: it is neither a name nor a module.
+    """
+    if not isinstance(model, str | nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ValueError(f"model is a name for load_model, or a network (an nn.Module, made already), got {what}.")
+
+
 def check_weights(model: str | nn.Module, weights: str | os.PathLike[str] | None) -> None:
     """
     Raises:
@@ -124,13 +134,14 @@ def check_outputs(module: nn.Module, data: DataSplits, device: torch.device) -> 
     try:
         with torch.no_grad():
             outputs = module.eval()(x.to(device))
-    except Exception as error:  # whatever a forward raises on images that it is not made for
+    except Exception as error:  # whatever a forward of the caller's raises
         raise ValueError(
             f"The network does not take the images of {data.name!r}, shape {data.input_shape}: {error}"
         ) from error
-    if not isinstance(outputs, torch.Tensor):
+    if not isinstance(outputs, Tensor):
         raise ValueError(
-            f"The network answers with a {type(outputs).__name__}: wrap it in a module that returns the logits alone."
+            f"The network answers with a {type(outputs).__name__}, but plans are scored by one tensor [N, classes]: "
+            "wrap it in a module that returns that alone."
         )
     if outputs.ndim != 2 or outputs.shape[1] != data.num_classes:
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import nn
 from gnnrl_gym.checks import check_choice, check_share, check_whole
 from gnnrl_gym.envs.budget import METRICS, Budget, Meter, budgets_by_metric
 from gnnrl_gym.envs.landing import land, round_widths, to_steps, to_widths
-from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_outputs, check_weights, splits_for
+from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_model, check_outputs, check_weights, splits_for
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, ObjectiveEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
@@ -164,6 +164,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         names = ("max_steps", "round_to", "search_images", "pretrain_epochs", "proxy_steps")
         check_whole(1, **{name: given[name] for name in names})
         check_whole(2, recalibration_images=given["recalibration_images"])
+        check_model(given["model"])
         check_weights(given["model"], given["weights"])
         return budgets
 

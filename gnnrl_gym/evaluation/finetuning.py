@@ -82,9 +82,9 @@ def finetune(
     def step(images: Tensor, labels: Tensor) -> Tensor:
         # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            outputs = model(images)
             with torch.no_grad():
-                taught = teacher(images) if teacher else None
+                taught = None if teacher is None else teacher(images.clone())  # it may change its input in place
+            outputs = model(images)
         return distillation_loss(outputs, labels, taught, temperature, distill)
 
     done = training.load(checkpoint, settings) if checkpoint else 0

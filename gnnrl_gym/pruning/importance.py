@@ -29,7 +29,7 @@ def importance_scores(
     * ``random``: drawn from `seed`.
 
     Raises:
-        ValueError: unknown `kind`, or ``taylor`` without a batch.
+        ValueError: unknown `kind`, or ``taylor`` without a batch of that form.
     """
     if kind not in IMPORTANCES:
         raise ValueError(f"Unknown importance {kind!r}: choose one of {', '.join(IMPORTANCES)}.")
@@ -39,10 +39,22 @@ def importance_scores(
         return np.random.default_rng(seed).random(len(groups.group_of))
     if kind == "taylor":
         assert batch is not None
+        _check_batch(batch)
         return _taylor(model, groups, batch)
     if kind == "bn-scale":
         return _bn_scale(model, groups)
     return _norm(model, groups, 1 if kind == "l1" else 2)
+
+
+def _check_batch(batch: Batch) -> None:
+    if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        raise ValueError("batch is a pair of tensors, inputs [N, ...] and labels [N].")
+    inputs, labels = batch
+    if not len(inputs) or labels.shape != (len(inputs),):
+        raise ValueError(
+            f"batch is inputs [N, ...] and labels [N] of at least one image, got {tuple(inputs.shape)} and "
+            f"{tuple(labels.shape)}."
+        )
 
 
 def _owned(model: nn.Module, groups: ChannelGroups) -> Iterator[tuple[nn.Parameter, int, Ints]]:
@@ -95,7 +107,7 @@ def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
     scores = np.zeros(len(groups.group_of))
     for images, labels in zip(batch[0].split(32), batch[1].split(32), strict=True):
         with torch.enable_grad():
-            loss = nn.functional.cross_entropy(model(images), labels)
+            loss = nn.functional.cross_entropy(model(images.clone()), labels)  # it may change its input
             # a head that only training uses has no part in it
             gradients = torch.autograd.grad(loss, [w for w, *_ in readers], allow_unused=True)
         change = np.zeros(len(scores))

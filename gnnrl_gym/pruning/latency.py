@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterable
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import nnls
 
-from gnnrl_gym.files import cache_folder, write_atomic
+from gnnrl_gym.checks import check_whole
+from gnnrl_gym.files import cache_folder, read_json, write_atomic
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.timing import Operation, operations, place, take_turns
@@ -45,19 +47,22 @@ class LatencyTable:
         refresh: measure anew even what the cache holds.
 
     Raises:
-        ValueError: `repeats` is below 1.
+        ValueError: `repeats` is no whole number of at least 1.
     """
 
     def __init__(
-        self, network: PrunableNetwork, repeats: int = 20, cache: Path | None = None, refresh: bool = False
+        self,
+        network: PrunableNetwork,
+        repeats: int = 20,
+        cache: str | os.PathLike[str] | None = None,
+        refresh: bool = False,
     ) -> None:
-        if repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {repeats}.")
+        check_whole(1, repeats=repeats)
         self.network, self.repeats = network, repeats
         self.device = next(network.model.parameters()).device
         self.place = place(self.device)
         name = hashlib.sha256(f"{self.place} {SHARES}".encode()).hexdigest()[:16]
-        self._file = (cache or cache_folder() / "latency") / f"{name}.json"
+        self._file = (Path(cache) if cache else cache_folder() / "latency") / f"{name}.json"
         self._operations = operations(network.trace, network.channels, network.groups)
         known: dict[str, Any] = {} if refresh else self._read()
         self._arrays(self._measured(known))
@@ -169,9 +174,8 @@ class LatencyTable:
 
     def measure(self, plans: npt.ArrayLike) -> list[float]:
         """Median seconds of one forward of each network of `plans` [B, A], really built; they take turns."""
-        inputs = self.network.example_input
         built = [self.network.slim(plan).to(self.device).eval() for plan in self.network.checked(plans)]
-        return take_turns([partial(model, *inputs) for model in built], self.repeats, self.device)
+        return take_turns(built, self.repeats, self.device, self.network.example_input)
 
     def check(self, widths: npt.ArrayLike) -> dict[str, float]:
         """Predicted and measured seconds of a plan [A] and of the dense network beside it, and the relative error of
@@ -191,9 +195,10 @@ class LatencyTable:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._file.read_text())["seconds"])
-        except (OSError, ValueError, KeyError):  # missing, or damaged: measured again
+            found = read_json(self._file).get("seconds")
+        except (OSError, ValueError):  # missing, or damaged: measured again
             return {}
+        return found if isinstance(found, dict) else {}
 
     def _write(self, new: dict[str, Any]) -> None:
         record = {"place": self.place, "shares": SHARES, "seconds": self._read() | new}

@@ -24,6 +24,7 @@ from gnnrl_gym.graph.trace import Trace, trace
 from gnnrl_gym.pruning.cost import Cost, macs_cost
 from gnnrl_gym.pruning.importance import Batch
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
+from gnnrl_gym.pruning.probe import cloned
 
 CHANNELS, UNSTRUCTURED = "channels", "unstructured"
 WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear")
@@ -50,6 +51,7 @@ class Granularity:
         Raises:
             ValueError: anything else.
         """
+        text = str(text)  # None, say: as any other mistake
         if text == UNSTRUCTURED:
             return cls()
         if (block := re.fullmatch(r"block(\d+)x(\d+)", text)) and int(block[1]) * int(block[2]) > 1:
@@ -191,7 +193,7 @@ class SparseNetwork(PrunableNetwork):
         self.granularity, form = granularity, Granularity.parse(granularity)
         self.model = model
         self.example_input = example_input if isinstance(example_input, tuple) else (example_input,)
-        self.trace = trace(model, example_input)
+        self.trace = trace(model, cloned(example_input))
         self.channels = propagate(self.trace)
         parameters = dict(model.named_parameters())
         layers = _layers(self.trace, self.channels, parameters)

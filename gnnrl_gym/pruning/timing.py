@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from gnnrl_gym.graph.channels import Channels, Key, Product, operator_name
 from gnnrl_gym.graph.groups import ChannelGroups, Ints
 from gnnrl_gym.graph.trace import Trace
+from gnnrl_gym.pruning.probe import cloned
 
 WARM_UP = 2
 Axes = tuple[tuple[int, int], ...]  # (dimension, axis of the operation that it scales with)
@@ -153,25 +154,33 @@ def _operand(node: fx.Node, place: int, written: Key | None, trace: Trace, group
     return Operand(tuple(value.shape), value.dtype, axes, name)
 
 
-def take_turns(calls: Sequence[Callable[[], Any]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each call. They take turns: what else the machine does hits all alike, and weights have left
-    the caches when their turn comes again, as in a forward."""
+def take_turns(
+    calls: Sequence[Callable[..., Any]], repeats: int, device: torch.device, inputs: tuple[Any, ...] = ()
+) -> list[float]:
+    """Median seconds of each call, with `inputs`. They take turns: what else the machine does hits all alike, and
+    weights have left the caches when their turn comes again, as in a forward."""
     times: list[list[float]] = [[] for _ in calls]
     with torch.inference_mode():
         for turn in range(repeats + WARM_UP):
             for call, seconds in zip(calls, times, strict=True):
-                elapsed = _once(call, device)
+                elapsed = _once(call, device, cloned(inputs))  # which a forward may change in place
                 if turn >= WARM_UP:
                     seconds.append(elapsed)
     return [statistics.median(seconds) for seconds in times]
 
 
-def _once(call: Callable[[], Any], device: torch.device) -> float:
+def _once(call: Callable[..., Any], device: torch.device, inputs: tuple[Any, ...]) -> float:
+    wait_for(device)  # the copies of the inputs are not timed
     start = time.perf_counter()
-    call()
+    call(*inputs)
+    wait_for(device)
+    return time.perf_counter() - start
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def place(device: torch.device) -> str:

@@ -98,7 +98,9 @@ def _check_name(name: str) -> None:
     names = model_names()
     if name not in names:
         near = difflib.get_close_matches(str(name).lower(), names, n=5, cutoff=0.5) or names[:8]
-        raise ValueError(f"no model is named {name!r}; near it: {', '.join(near)}")
+        own = '; a network of your own goes in Python: gym.make("GNNRL-Prune-v0", model=module, data=...)'
+        looks_own = ":" in str(name) or os.sep in str(name) or Path(str(name)).suffix in (".py", ".pt", ".pth")
+        raise ValueError(f"no model is named {name!r}; near it: {', '.join(near)}{own if looks_own else ''}")
 
 
 def _build(name: str, num_classes: int | None, seed: int) -> nn.Module:

@@ -95,8 +95,10 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Non
         ValueError: if names are missing or unexpected, shapes or kinds of numbers differ, or a parameter is not
             finite; ``model`` is then unchanged.
     """
-    own = model.state_dict()
-    given = {key: value for key, value in state.items() if key in own or not key.startswith(_AUXILIARY)}
+    whole = model.state_dict()
+    own = {key: value for key, value in whole.items() if isinstance(value, Tensor)}
+    others = {key: value for key, value in whole.items() if key not in own}  # `get_extra_state`: stays the model's own
+    given = {k: v for k, v in state.items() if k not in others and (k in own or not k.startswith(_AUXILIARY))}
     missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in own]
     misfits = [key for key in given if key in own and given[key].shape != own[key].shape]
@@ -113,7 +115,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Non
     if problems:
         raise ValueError(f"the weights in {source} are of another network; tensors {'; '.join(problems)}")
     _check_values(model, own, given, source)
-    model.load_state_dict(given)
+    model.load_state_dict(given | others)
 
 
 def _check_values(model: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
