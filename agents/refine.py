@@ -85,8 +85,6 @@ def finetune_run(
             slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
             checkpoint=checkpoint,
         )  # fmt: skip
-    if not all(weight.isfinite().all() for weight in slim.parameters()):
-        raise ValueError(f"learning_rate={learning_rate} made the weights infinite or NaN: take a lower one.")
     result.finetuned_accuracy = accuracy(slim, splits.test)
     result.finetune_epochs = (result.finetune_epochs or 0) + epochs
     how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}

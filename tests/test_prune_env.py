@@ -316,7 +316,7 @@ def refuse(x: torch.Tensor) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "several outputs": ({"model": Answering(lambda x: (x, x))}, "answers with a tuple.*logits alone"),
+    "several outputs": ({"model": Answering(lambda x: (x, x))}, "answers with a tuple.*returns that alone"),
     "images that a forward refuses": ({"model": Answering(refuse)}, "images of 'digits'.*only 224 x 224"),
     "budget 0": ({"budget": 0}, "budget"),
     "budget 1.5": ({"budget": 1.5}, "budget"),

@@ -62,7 +62,7 @@ def finetune(
 
     Raises:
         ValueError: unknown schedule, a weight outside [0, 1], a learning rate or temperature not above 0, epochs or a
-            seed that are none. After an epoch: its loss is no number any more; its checkpoint is not written.
+            seed that are none. After an epoch: its loss or a weight is no finite number; no checkpoint is written.
     """
     check_whole(0, epochs=epochs)
     check_seed(seed=seed)
@@ -93,8 +93,8 @@ def finetune(
         for epoch in range(done + 1, epochs + 1):
             torch.manual_seed(1000 * seed + epoch)
             loss = training.epoch(data, device, step)
-            if not math.isfinite(loss):
-                raise ValueError(f"The training loss is {loss} after epoch {epoch}: lower {learning_rate=}.")
+            if not (math.isfinite(loss) and all(weight.isfinite().all() for weight in model.parameters())):
+                raise ValueError(f"The training diverged in epoch {epoch}, its loss is {loss}: lower {learning_rate=}.")
             if checkpoint:
                 training.save(checkpoint, settings, epoch)
             if on_epoch:
