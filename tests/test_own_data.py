@@ -94,6 +94,24 @@ def test_the_share_that_is_set_apart_for_the_search(share: float, size: int) -> 
     assert (len(data.search), len(data.train)) == (size, 40 - size)
 
 
+def test_images_of_ones_own_for_the_search(tmp_path: Path) -> None:
+    held_out = {f"{key[0]}_search": value[:10] for key, value in arrays(seed=1).items() if key.endswith("train")}
+    data = DataSplits.of(**arrays(), **held_out)
+    assert (len(data.train), len(data.search), len(data.test)) == (40, 10, 20)
+    pixels = (data.search.tensors()[0].permute(0, 2, 3, 1) * torch.tensor(data.std) + torch.tensor(data.mean)) * 255
+    assert np.array_equal(pixels.round().numpy(), held_out["x_search"])
+    assert np.array_equal(data.search.labels.numpy(), held_out["y_search"])
+    np.savez(tmp_path / "three.npz", **arrays(), **held_out)
+    assert same(data, load_data(tmp_path / "three.npz", seed=5))
+
+
+def test_images_for_the_search_have_no_part_in_the_normalisation() -> None:
+    grey = arrays(shape=(8, 8))
+    white = {"x_search": np.full((5, 8, 8), 255, np.uint8), "y_search": np.zeros(5, int)}
+    mean = float(grey["x_train"].mean() / 255)
+    assert DataSplits.of(**grey, **white).mean == pytest.approx((mean,), abs=1e-6)
+
+
 X, Y = torch.zeros(8, 5, 5, 3, dtype=torch.uint8), torch.arange(8) % 2
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "floats": ({"x_train": X / 255}, "x_train must be uint8, got float32"),
@@ -109,6 +127,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "negative labels": ({"y_train": Y - 1}, "y_train has a negative label: -1"),
     "labels of test alone": ({"y_test": Y + 5}, "y_test has the label 6, y_train none above 1"),
     "another shape": ({"x_test": X[:, :3]}, "differ in shape"),
+    "another shape for the search": ({"x_search": X[:, :3], "y_search": Y}, "x_train and x_search differ in shape"),
+    "labels of the search alone": ({"x_search": X, "y_search": Y + 5}, "y_search has the label 6, y_train none above"),
+    "images for the search without labels": ({"x_search": X}, "x_search alone: give both, x_search and y_search"),
+    "labels for the search without images": ({"y_search": Y}, "y_search alone"),
     "lists of labels": ({"y_train": [1, [2, 3]]}, "y_train must be integers of shape"),
     "a seed of letters": ({"seed": "a"}, "seed must be a whole number from 0 .* got 'a'"),
     "half a seed": ({"seed": 1.5}, "seed must be a whole number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,6 +151,16 @@ def test_folder_of_class_folders(folder: Path) -> None:
     red = x[:, 0, 0, 0] * RGB_STD[0] + RGB_MEAN[0]
     assert torch.allclose(red, y * 100 / 255, atol=1e-5)
     assert data.train.batch(torch.tensor([], dtype=torch.int64))[0].shape == (0, 3, 16, 16)
+
+
+def test_a_folder_with_three_parts_searches_with_val(folder: Path) -> None:
+    shutil.copytree(folder / "val", folder / "test")
+    (folder / "test" / "class1" / "0.png").unlink()
+    data = load_data(folder, image_size=16)
+    assert (len(data.train), len(data.search), len(data.test)) == (12, 4, 3)
+    (folder / "val" / "class1").rename(folder / "val" / "other")
+    with pytest.raises(ValueError, match="train/ and val/ differ in classes: class1, other"):
+        load_data(folder)
 
 
 def test_folder_is_read_when_asked_for(folder: Path) -> None:

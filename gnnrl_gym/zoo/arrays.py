@@ -13,6 +13,7 @@ from torch import Tensor
 from gnnrl_gym.zoo.split import ImageSource, MemoryImages
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+SEARCH_KEYS = ("x_search", "y_search")
 _MOST_CLASSES = 1_000_000  # the last layer has a row for each: a label that is no label would fill all memory
 
 
@@ -23,8 +24,16 @@ class Labelled(NamedTuple):
     labels: Tensor
 
 
-def labelled(arrays: Mapping[str, Any]) -> tuple[Labelled, Labelled]:
-    """The train and the test part of ``x_train, y_train, x_test, y_test``, which are copied.
+class Parts(NamedTuple):
+    """A data set as it comes. Where it has no search part, one is set apart from the train part."""
+
+    train: Labelled
+    test: Labelled
+    search: Labelled | None = None
+
+
+def labelled(arrays: Mapping[str, Any]) -> Parts:
+    """The parts of ``x_train, y_train, x_test, y_test`` and perhaps ``x_search, y_search``, which are copied.
 
     Args:
         arrays: images uint8 ``[N, H, W]`` or ``[N, H, W, C]``, labels integer ``[N]`` from 0; arrays or tensors.
@@ -32,15 +41,30 @@ def labelled(arrays: Mapping[str, Any]) -> tuple[Labelled, Labelled]:
     Raises:
         ValueError: one of them is not of that form, or they don't go together.
     """
-    found = {key: _as_array(key, arrays[key]) for key in KEYS}
-    train, test = (Labelled(MemoryImages(_images(found, part)), _labels(found, part)) for part in ("train", "test"))
-    if train.images.shape != test.images.shape:
-        raise ValueError(
-            f"the images of x_train and x_test differ in shape (C, H, W): {train.images.shape} and {test.images.shape}"
+    given = [key for key in SEARCH_KEYS if arrays.get(key) is not None]
+    if len(given) == 1:
+        raise ValueError(f"there is {given[0]} alone: give both, {' and '.join(SEARCH_KEYS)}, or neither")
+    found = {key: _as_array(key, arrays[key]) for key in (*KEYS, *given)}
+    parts = Parts(
+        *(
+            Labelled(MemoryImages(_images(found, part)), _labels(found, part))
+            for part in Parts._fields
+            if f"x_{part}" in found
         )
-    if test.labels.max() > train.labels.max():
-        raise ValueError(f"y_test has the label {int(test.labels.max())}, y_train none above {int(train.labels.max())}")
-    return train, test
+    )
+    _check_alike(parts.train, "test", parts.test)
+    if parts.search:
+        _check_alike(parts.train, "search", parts.search)
+    return parts
+
+
+def _check_alike(train: Labelled, name: str, part: Labelled) -> None:
+    if train.images.shape != part.images.shape:
+        shapes = f"{train.images.shape} and {part.images.shape}"
+        raise ValueError(f"the images of x_train and x_{name} differ in shape (C, H, W): {shapes}")
+    if part.labels.max() > train.labels.max():
+        highest = int(train.labels.max())
+        raise ValueError(f"y_{name} has the label {int(part.labels.max())}, y_train none above {highest}")
 
 
 def _as_array(key: str, values: Any) -> NDArray[Any]:

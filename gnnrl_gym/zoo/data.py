@@ -48,11 +48,13 @@ def load_data(
     Args:
         name_or_path: ``digits`` (scikit-learn's 1797 8x8 images, always there), ``cifar10``, ``cifar100``,
             ``mnist``, ``fashion-mnist``, ``svhn``; a ``.npz`` with uint8 ``x_train``, ``x_test``
-            (``[N, H, W]`` or ``[N, H, W, C]``) and integer ``y_train``, ``y_test`` (from 0), and perhaps ``mean``
-            and ``std``; or a folder with a folder per class in ``train/`` and in ``test/`` (or ``val/``, where
-            there is no ``test/``).
-        seed: of the draw that sets a tenth of the training images apart for the search split. The three
-            splits of ``digits`` are the same for all seeds, as its network ships trained on one of them.
+            (``[N, H, W]`` or ``[N, H, W, C]``) and integer ``y_train``, ``y_test`` (from 0), and perhaps
+            ``x_search``, ``y_search``, ``mean`` and ``std``; or a folder with a folder per class in ``train/`` and
+            in ``test/``, and perhaps in ``val/``, which is the search split then (where there is no ``test/``,
+            ``val/`` is the test split).
+        seed: of the draw that sets a tenth of the training images apart for the search split, where the data has no
+            images for it. The three splits of ``digits`` are the same for all seeds, as its network ships trained on
+            one of them.
         root: where torchvision's data sets lie; None: in the package's cache folder.
         download: whether torchvision may fetch what is not there.
         image_size: height and width that a folder's images are brought to.
@@ -73,10 +75,10 @@ def load_data(
         return _load_digits(given)
     if name in TORCHVISION:
         place = default_root() if root is None else Path(root)
-        return assemble(name, *read_torchvision(name, place, download), seed, name not in _UNFLIPPED, given)
+        return assemble(name, read_torchvision(name, place, download), seed, name not in _UNFLIPPED, given)
     path = Path(name)
     if path.is_dir():
-        return assemble(name, *read_folder(path, image_size), seed, True, given)
+        return assemble(name, read_folder(path, image_size), seed, True, given)
     if path.is_file() and path.suffix == ".npz":
         return _load_npz(name, seed, given)
     raise _nothing_there(name, path)
@@ -91,9 +93,9 @@ def _no_data(given: object) -> str:
 
 
 def _load_npz(name: str, seed: int, given: tuple[Any, Any]) -> DataSplits:
-    train, test, own = read_npz(Path(name))
+    parts, own = read_npz(Path(name))
     try:
-        return assemble(name, train, test, seed, None, given if given[0] is not None else own)
+        return assemble(name, parts, seed, None, given if given[0] is not None else own)
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from error
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnnrl_gym.checks import check_seed
-from gnnrl_gym.zoo.arrays import KEYS, Labelled, labelled
+from gnnrl_gym.zoo.arrays import KEYS, SEARCH_KEYS, Labelled, Parts, labelled
 from gnnrl_gym.zoo.normalisation import Normalisation, Values, by_channel, check_normalisation
 from gnnrl_gym.zoo.split import ImageSource, Split
 
@@ -26,7 +26,7 @@ class DataSplits:
     Attributes:
         name: the name or path it was loaded by.
         train: for fine-tuning and recalibration.
-        search: for the reward.
+        search: for the reward. Best of images that the network was not trained on.
         test: reported once at the end, never used to choose anything.
         num_classes: labels are below it.
         input_shape: (C, H, W) of one image.
@@ -49,6 +49,8 @@ class DataSplits:
         x_test: Any,
         y_test: Any,
         *,
+        x_search: Any = None,
+        y_search: Any = None,
         mean: Values | None = None,
         std: Values | None = None,
         search: float = SEARCH_SHARE,
@@ -61,8 +63,10 @@ class DataSplits:
         Args:
             x_train, x_test: images, uint8 ``[N, H, W]`` or ``[N, H, W, C]``, pixels from 0 to 255.
             y_train, y_test: labels, integers ``[N]`` from 0.
+            x_search, y_search: the search split, likewise: images that the network was not trained on, and that are
+                not the test's. None: a share of the training images.
             mean, std: as in ``load_data``.
-            search: share of the training images, in (0, 1), that is set apart for the search split.
+            search: share of the training images, in (0, 1), that is set apart where there is no ``x_search``.
             seed: of the draw that sets them apart.
             name: what messages and records call the data.
             flip: whether mirrored images are plausible; None: in colour they are, in grey not.
@@ -74,8 +78,9 @@ class DataSplits:
             raise ValueError(f"search is a share of the training images in (0, 1), got {search!r}")
         check_seed(seed=seed)
         check_normalisation(mean, std)
-        train, test = labelled(dict(zip(KEYS, (x_train, y_train, x_test, y_test), strict=True)))
-        return assemble(name, train, test, seed, flip, (mean, std), search)
+        arrays = (x_train, y_train, x_test, y_test, x_search, y_search)
+        parts = labelled(dict(zip((*KEYS, *SEARCH_KEYS), arrays, strict=True)))
+        return assemble(name, parts, seed, flip, (mean, std), search)
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -98,24 +103,23 @@ class DataSplits:
 
 def assemble(
     name: str,
-    training: Labelled,
-    test: Labelled,
+    parts: Parts,
     seed: int,
     flip: bool | None,
     given: tuple[Any, Any],
     share: float = SEARCH_SHARE,
 ) -> DataSplits:
-    """Splits of a training and a test part; ``given``: mean and std, None for the usual ones."""
-    train, search = _search_split(len(training.labels), seed, share)
-    normalisation = normalisation_of(training.images, train, given)
-    whole, shape = Split(*training, *normalisation), training.images.shape
-    _warn_of_absent_classes(name, training.labels)
+    """Splits of the parts of a data set; ``given``: mean and std, None for the usual ones."""
+    train, search = (parts.train, parts.search) if parts.search else _set_apart(parts.train, seed, share)
+    normalisation = normalisation_of(train.images, torch.arange(len(train.labels)), given)
+    labels, shape = parts.train.labels, train.images.shape
+    _warn_of_absent_classes(name, labels)
     return DataSplits(
         name,
-        whole.select(train),
-        whole.select(search),
-        Split(*test, *normalisation),
-        num_classes=int(training.labels.max()) + 1,
+        Split(*train, *normalisation),
+        Split(*search, *normalisation),
+        Split(*parts.test, *normalisation),
+        num_classes=int(labels.max()) + 1,
         input_shape=shape,
         # In colour it may be anything, and most things have mirror images; in grey it is digits or letters.
         flip=shape[0] == 3 if flip is None else flip,
@@ -133,13 +137,15 @@ def _warn_of_absent_classes(name: str, labels: Tensor) -> None:
     warnings.warn(f"{message}: a class that is never trained{mend}.", stacklevel=2)
 
 
-def _search_split(n: int, seed: int, share: float) -> tuple[Tensor, Tensor]:
-    """Indices that stay for training, and those set apart for the search."""
+def _set_apart(training: Labelled, seed: int, share: float) -> tuple[Labelled, Labelled]:
+    """What stays for training, and a share for the search."""
+    n = len(training.labels)
     if n < 2:
         raise ValueError("at least 2 training images are needed: one to train on, one to search with")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     size = min(max(1, round(share * n)), n - 1)
-    return order[size:], order[:size]
+    search, train = (Labelled(training.images.select(at), training.labels[at]) for at in (order[:size], order[size:]))
+    return train, search
 
 
 def normalisation_of(images: ImageSource, train: Tensor, given: tuple[Any, Any]) -> Normalisation:

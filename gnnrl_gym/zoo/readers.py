@@ -1,6 +1,6 @@
 """Readers of data: a .npz file, a folder of class folders, torchvision's sets, scikit-learn's digits.
 
-Each checks what it finds and returns ``(train, test)``, both as labelled images; a .npz may hold more.
+Each checks what it finds and returns the data set's parts as labelled images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from gnnrl_gym.files import cache_folder
-from gnnrl_gym.zoo.arrays import KEYS, Labelled, labelled
+from gnnrl_gym.zoo.arrays import KEYS, SEARCH_KEYS, Labelled, Parts, labelled
 from gnnrl_gym.zoo.normalisation import check_normalisation
 from gnnrl_gym.zoo.split import FileImages, MemoryImages
 
@@ -44,11 +44,12 @@ def read_digits() -> Labelled:
     )
 
 
-def read_npz(path: Path) -> tuple[Labelled, Labelled, tuple[Any, Any]]:
-    """Reads ``x_train, y_train, x_test, y_test`` from a .npz file, and ``mean, std``, each None where it has none.
+def read_npz(path: Path) -> tuple[Parts, tuple[Any, Any]]:
+    """Reads ``x_train, y_train, x_test, y_test`` from a .npz file, ``x_search, y_search`` where it has them, and
+    ``mean, std``, each None where it has none.
 
     Raises:
-        ValueError: if the file is broken, lacks one of the four, or one is not of the form that it must have.
+        ValueError: if the file is broken, lacks one of the first four, or one is not of the form that it must have.
     """
     try:
         arrays = _arrays(path)
@@ -60,7 +61,7 @@ def read_npz(path: Path) -> tuple[Labelled, Labelled, tuple[Any, Any]]:
     try:
         mean, std = (arrays.get(key) for key in _NORMALISATION)
         check_normalisation(mean, std)
-        return *labelled(arrays), (mean, std)
+        return labelled(arrays), (mean, std)
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
 
@@ -70,7 +71,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise ValueError("it holds a single array")
     with file:
-        return {key: file[key] for key in (*KEYS, *_NORMALISATION) if key in file}
+        return {key: file[key] for key in (*KEYS, *SEARCH_KEYS, *_NORMALISATION) if key in file}
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -85,7 +86,7 @@ def _reason(path: Path, error: Exception) -> str:
     return "it is no archive: write one with np.savez"
 
 
-def read_torchvision(name: str, root: Path, download: bool) -> tuple[Labelled, Labelled]:
+def read_torchvision(name: str, root: Path, download: bool) -> Parts:
     """Reads one of torchvision's data sets, which lies in ``root`` or may be downloaded there.
 
     Raises:
@@ -112,24 +113,24 @@ def _how_to_get(name: str, root: Path) -> str:
     return f'download it once with: python -c "{command}"; if it lies elsewhere, data=load_data({name!r}, root=...)'
 
 
-def read_folder(path: Path, image_size: int) -> tuple[Labelled, Labelled]:
-    """Lists the images of ``train/`` and ``test/`` (or ``val/``, where there is no ``test/``).
+def read_folder(path: Path, image_size: int) -> Parts:
+    """Lists the images of ``train/``, and of ``test/`` and ``val/``: test and search; one of them alone is the test.
 
     Raises:
-        FileNotFoundError: if either folder is absent.
+        FileNotFoundError: if ``train/`` or both others are absent.
         ValueError: if they have different classes, or a class without images.
     """
     if not (path / "train").is_dir():
         raise FileNotFoundError(f"{str(path)!r} has no folder train/ with a folder of images for each class")
-    held_out = next((path / part for part in ("test", "val") if (path / part).is_dir()), None)
-    if held_out is None:
+    held_out = [part for part in ("test", "val") if (path / part).is_dir()]
+    if not held_out:
         raise FileNotFoundError(f"{str(path)!r} has neither a folder test/ nor val/")
-    train, classes = _class_folders(path / "train", image_size)
-    test, test_classes = _class_folders(held_out, image_size)
-    if classes != test_classes:
-        odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:5])
-        raise ValueError(f"{str(path)!r}: train/ and {held_out.name}/ differ in classes: {odd}")
-    return train, test
+    found = {part: _class_folders(path / part, image_size) for part in ("train", *held_out)}
+    classes = found["train"][1]
+    for part in held_out:
+        if odd := sorted(set(classes) ^ set(found[part][1])):
+            raise ValueError(f"{str(path)!r}: train/ and {part}/ differ in classes: {', '.join(odd[:5])}")
+    return Parts(*(images for images, _ in found.values()))
 
 
 def _class_folders(path: Path, image_size: int) -> tuple[Labelled, list[str]]:
