@@ -14,10 +14,12 @@ from benchmarks.published_count import published_ratio
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from benchmarks.search_comparison import WITHOUT_CHANCE
 from benchmarks.searches import side_by_side
+from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", "sensitivity", "ppo")
 LEARNING_RATE = 0.05
+TRAIN_IMAGES = 10_000  # how many training images say how well they are fitted
 SHARES = ("macs_ratio", "published_ratio", "params_ratio")
 
 
@@ -77,21 +79,23 @@ def _row(folder: Path) -> dict[str, Any] | None:
     if result.finetuned_accuracy is None:
         return None
     method, _, seed = folder.name.rpartition("-")
-    network = result.network()
-    counted = published_ratio(network.model, result.pruned(), network.example_input[0])
+    network, slim = result.network(), result.pruned()
+    counted = published_ratio(network.model, slim, network.example_input[0])
+    fitted = accuracy(slim, result.splits().train.take(TRAIN_IMAGES))
     keys = ("macs_ratio", "params_ratio", "test_accuracy", "finetuned_accuracy", "dense_test_accuracy", "widths")
     about = {"method": method, "seed": int(seed), "epochs": result.finetune_epochs, "published_ratio": counted}
+    about["train_accuracy"] = fitted
     return about | {key: getattr(result, key) for key in keys}
 
 
 def table(record: dict[str, Any]) -> str:
-    """A row per method: test accuracy before, and after every number of epochs."""
+    """A row per method: test accuracy before, and after every number of epochs; at the end on training images."""
     lengths = sorted({row["epochs"] for row in record["rows"]})
     costs = ["real MACs", "FLOPs, published count", "parameters"]
     after = [f"after {epochs} epoch{'s' * (epochs > 1)}" for epochs in lengths]
-    header = ["method", "seeds", *costs, "test before", *after]
+    header = ["method", "seeds", *costs, "test before", *after, f"training images {after[-1]}"]
     dense = 100 * record["rows"][0]["dense_test_accuracy"]
-    rows = [["dense", "", *["100 %"] * 3, f"{dense:.1f}", *[""] * len(lengths)]]
+    rows = [["dense", "", *["100 %"] * 3, f"{dense:.1f}", *[""] * (len(lengths) + 1)]]
     for method in METHODS:
         if found := [row for row in record["rows"] if row["method"] == method]:
             rows.append([method, *_cells(found, lengths)])
@@ -104,7 +108,8 @@ def _cells(found: list[dict[str, Any]], lengths: list[int]) -> list[str]:
     after = [[row["finetuned_accuracy"] for row in found if row["epochs"] == epochs] for epochs in lengths]
     counts = [len(values) for values in after]
     shares = [f"{statistics.mean(row[key] for row in plans):.1%}" for key in SHARES]
-    accuracies = [[row["test_accuracy"] for row in plans], *after]
+    fitted = [row["train_accuracy"] for row in found if row["epochs"] == lengths[-1]]
+    accuracies = [[row["test_accuracy"] for row in plans], *after, fitted]
     return [
         " to ".join(map(str, sorted({min(counts), max(counts)}))),
         *shares,

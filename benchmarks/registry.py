@@ -119,6 +119,12 @@ def of_evaluations(options: Options) -> str:
     return "" if options.evaluations == Options.evaluations else f"-{options.evaluations}"
 
 
+def of_data(options: Options) -> str:
+    """Variant: so are measurements on other data than the usual, a file of another name."""
+    name = Path(options.data).stem if options.data else ""
+    return "" if name in ("", "digits", "cifar10") else f"-{name}"
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; the first column is left-aligned, the others right."""
     lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]

@@ -15,7 +15,7 @@ from agents.recorder import LOG
 from agents.results import RESULT, SearchResult, write_atomic
 from agents.run_folder import finished
 from agents.search import ASKED
-from benchmarks.registry import Benchmark, Options, markdown_table, of_evaluations, spread
+from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
 from benchmarks.searches import asked_of, check_same, measured_on, searched, side_by_side
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
@@ -171,6 +171,6 @@ BENCHMARK = Benchmark(
     "searchers at equal real cost and equal evaluations",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}{of_evaluations(options)}",
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}{of_evaluations(options)}{of_data(options)}",
     figure=figure,
 )

@@ -256,6 +256,11 @@ def test_a_mean_says_how_many_it_is_of() -> None:
     assert "| 60.0 ± 14.1 (2 of 3) |" in search_comparison.table({"evaluations": 50, "rows": rows})
 
 
+def test_a_record_on_other_data_replaces_none() -> None:
+    named = [search_comparison.BENCHMARK.variant(Options(data=data)) for data in (None, "x/cifar10.npz", "x/mine.npz")]
+    assert named == ["digits-resnet-0.5", "digits-resnet-0.5", "digits-resnet-0.5-mine"]
+
+
 def test_finetuning_of_several_lengths_stands_side_by_side(tmp_path: Path) -> None:
     names = ["net-0.5-400-finetuned-1-0.5-all", "net-0.5-400-finetuned-30-0.5-all"]
     for name in [*names, "net-0.5-400-finetuned-30-0.5", "net-0.5-400-finetuned-30-0-all", "net-0.5-400"]:
@@ -270,14 +275,14 @@ def test_a_table_of_finetuning_has_a_column_for_every_length() -> None:
         widths = [seed if method == "ppo" else 7]  # equal shares have one plan, whatever the seed
         shares = dict.fromkeys(finetuning.SHARES, 0.5)
         known = {"method": method, "seed": seed, "epochs": epochs, "dense_test_accuracy": 0.9, "widths": widths}
-        return known | shares | {"test_accuracy": before, "finetuned_accuracy": after}
+        return known | shares | {"test_accuracy": before, "finetuned_accuracy": after, "train_accuracy": after + 0.1}
 
     rows = [row("uniform", 0, 1, 0.4, 0.6), row("uniform", 1, 1, 0.4, 0.62), row("uniform", 0, 30, 0.4, 0.8)]
     rows += [row("ppo", seed, epochs, 0.5 + seed / 10, 0.7) for seed in (0, 1) for epochs in (1, 30)]
     text = finetuning.table({"rows": rows}).splitlines()
-    assert text[0].endswith("| test before | after 1 epoch | after 30 epochs |")
-    assert text[3] == "| uniform | 1 to 2 | 50.0% | 50.0% | 50.0% | 40.00 | 61.00 ± 1.41 | 80.00 |"
-    assert text[4] == "| ppo | 2 | 50.0% | 50.0% | 50.0% | 55.00 ± 7.07 | 70.00 ± 0.00 | 70.00 ± 0.00 |"
+    assert text[0].endswith("| after 1 epoch | after 30 epochs | training images after 30 epochs |")
+    assert text[3] == "| uniform | 1 to 2 | 50.0% | 50.0% | 50.0% | 40.00 | 61.00 ± 1.41 | 80.00 | 90.00 |"
+    assert text[4] == "| ppo | 2 | 50.0% | 50.0% | 50.0% | 55.00 ± 7.07 | 70.00 ± 0.00 | 70.00 ± 0.00 | 80.00 ± 0.00 |"
 
 
 def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
