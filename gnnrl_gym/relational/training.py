@@ -16,6 +16,7 @@ from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.relational.masks import Masking
 from gnnrl_gym.zoo import DataSplits, Split, load_model
 from gnnrl_gym.zoo.data import augment
+from gnnrl_gym.zoo.split import training_batches
 
 BATCH = 128
 _MLP = re.compile(r"mlp(-\d+)+")
@@ -82,7 +83,7 @@ class Trainer:
         """
         recipe, (images, labels) = recipe or Recipe(), self._train
         model = self.fresh(graph, seed).to(self.device).train()
-        steps = epochs * len(_batches(torch.arange(len(labels))))
+        steps = epochs * self.data.train.shuffled_batches(BATCH)
         optimizer = torch.optim.SGD(
             model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
         )
@@ -92,7 +93,8 @@ class Trainer:
         with torch.random.fork_rng(devices), deterministic(self.device):  # what a network draws itself, such as dropout
             torch.manual_seed(seed)
             for _ in range(epochs):
-                for part in _batches(torch.randperm(len(labels), generator=generator).to(self.device)):
+                order = torch.randperm(len(labels), generator=generator).to(self.device)
+                for part in training_batches(order, BATCH):
                     loss = F.cross_entropy(model(recipe.shifted(images[part], generator)), labels[part])
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
@@ -117,14 +119,6 @@ class Trainer:
     def _placed(self, split: Split) -> tuple[Tensor, Tensor]:
         images, labels = split.tensors()
         return images.to(self.device), labels.to(self.device)
-
-
-def _batches(order: Tensor) -> list[Tensor]:
-    """The images of each step. One that would be left alone joins those before: BatchNorm can't train on one."""
-    parts = list(order.split(BATCH))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
 
 
 @torch.inference_mode()

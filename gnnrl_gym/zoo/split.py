@@ -125,6 +125,15 @@ def _check_depth(path: Path, mode: str) -> None:
         raise ValueError(f"{str(path)!r} has pixels of more than 8 bits (mode {mode}): save it with 8 bits a channel")
 
 
+def training_batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Parts of `order` [N], the batches of a training. An image that would be left alone joins those before: BatchNorm
+    can't train on one."""
+    parts = list(order.split(batch_size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Labelled images.
@@ -189,16 +198,12 @@ class Split:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         shuffled = generator is not None
         order = torch.randperm(len(self), generator=generator) if shuffled else torch.arange(len(self))
-        parts = list(order.split(batch_size))
-        if shuffled and len(parts) > self.shuffled_batches(batch_size):
-            parts[-2:] = [torch.cat(parts[-2:])]
+        parts = training_batches(order, batch_size) if shuffled else order.split(batch_size)
         return (self.batch(indices) for indices in parts)
 
     def shuffled_batches(self, batch_size: int) -> int:
         """How many batches of at least 1 image ``batches`` hands out when it shuffles."""
-        whole, rest = divmod(len(self), batch_size)
-        alone = batch_size == 1 or rest == 1
-        return max(whole + (rest > 0) - alone, 1)
+        return len(training_batches(torch.arange(len(self)), batch_size))
 
     def select(self, indices: Tensor) -> Split:
         """The split of only the images at ``indices`` (int64 ``[n]``), in that order."""
