@@ -159,7 +159,7 @@ class SearchResult:
         mean, std = self.settings.get("mean"), self.settings.get("std")
         size = self.settings.get("input_shape", (IMAGE_SIZE,))[-1]
         try:
-            return load_data(self.data, image_size=size, mean=mean, std=std)
+            return load_data(self.data, self.settings.get("data_seed", 0), image_size=size, mean=mean, std=std)
         except (ValueError, FileNotFoundError) as error:
             if self.data in data_names():
                 raise
@@ -235,10 +235,11 @@ def common_keys(env: NetworkEnv, plan: Ints) -> dict[str, Any]:
 
 
 def settings_record(env: NetworkEnv, *names: str) -> dict[str, Any]:
-    """The arguments `names` of an environment, of what shape its data are, and what they are normalised by."""
+    """The arguments `names` of an environment, of what shape its data are, and how they are split and normalised."""
     data = env.data
     shape = {"input_shape": list(data.input_shape), "num_classes": data.num_classes}
-    return {name: env.arguments[name] for name in names} | shape | {"mean": list(data.mean), "std": list(data.std)}
+    how = {"data_seed": int(data.seed), "mean": list(data.mean), "std": list(data.std)}
+    return {name: env.arguments[name] for name in names} | shape | how
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from benchmarks.searches import side_by_side
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.zoo.models import DIGITS
 
-METHODS = ("uniform", "sensitivity", "ppo")
+METHODS = ("uniform", "random", "sensitivity", "ppo", "ppo-params")
 LEARNING_RATE = 0.05
 TRAIN_IMAGES = 10_000  # how many training images say how well they are fitted
 SHARES = ("macs_ratio", "published_ratio", "params_ratio")

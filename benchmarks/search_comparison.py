@@ -21,8 +21,9 @@ from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
 from gnnrl_gym.zoo.models import DIGITS
 
-METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-steps", "ppo-fresh", "ppo")
-# Not from the general policy; "steps" takes several small ones to the budget, as published, instead of one.
+METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-steps", "ppo-fresh", "ppo", "ppo-params")
+# "fresh": not from the general policy. "steps" takes several small ones to the budget, as published, instead of one.
+# "params": the budget is one of parameters, too (`environment_of`).
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo-fresh": {"policy": None},
     "ppo-steps": {"policy": None, "n_steps": 4, "policy_kwargs": {"initial_mean": -0.7}},
@@ -87,11 +88,12 @@ def _search(options: Options, method: str, seed: int, base: Path) -> None:
 def environment_of(options: Options, method: str) -> dict[str, Any]:
     """Arguments of `GNNRL-Prune-v0`."""
     given = {"model": options.model or DIGITS, "weights": options.weights, "data": options.data or "digits"}
-    return given | {"budget": options.budget} | ENVIRONMENTS.get(method, {})
+    budget = {"macs": options.budget, "params": options.budget} if method == "ppo-params" else options.budget
+    return given | {"budget": budget} | ENVIRONMENTS.get(method, {})
 
 
 def searcher_of(method: str) -> str:
-    """ "ppo-fresh" and "ppo-steps" are ways to use the searcher ppo."""
+    """ "ppo-fresh", "ppo-steps" and "ppo-params" are ways to use the searcher ppo."""
     return "ppo" if method.startswith("ppo") else method
 
 

@@ -318,6 +318,14 @@ def test_a_run_is_measured_again_on_images_of_the_same_size_and_normalisation(fo
     assert SearchResult.load(out).splits().mean == (0.485, 0.456, 0.406)
 
 
+def test_a_run_is_fine_tuned_on_the_images_that_chose_nothing(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", **arrays())
+    data, out = load_data(tmp_path / "own.npz", seed=3), tmp_path / "run"
+    search(gym.make("GNNRL-Prune-v0", model=conv_net(), data=data, **SMALL), "uniform", evaluations=1, out=out)
+    assert same(SearchResult.load(out).splits(), data)
+    assert not same(load_data(tmp_path / "own.npz"), data)
+
+
 def test_a_run_on_arrays_says_that_it_needs_them_again(tmp_path: Path) -> None:
     net, data, out = conv_net(), DataSplits.of(**arrays()), tmp_path / "run"
     result = search(gym.make("GNNRL-Prune-v0", model=net, data=data, **SMALL), "uniform", evaluations=2, out=out)

@@ -31,6 +31,7 @@ class DataSplits:
         num_classes: labels are below it.
         input_shape: (C, H, W) of one image.
         flip: whether mirrored images are plausible, so that augmentation may make them.
+        seed: of the draw that set the search split apart.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DataSplits:
     num_classes: int
     input_shape: tuple[int, int, int]
     flip: bool
+    seed: int = 0
 
     @classmethod
     def of(
@@ -123,6 +125,7 @@ def assemble(
         input_shape=shape,
         # In colour it may be anything, and most things have mirror images; in grey it is digits or letters.
         flip=shape[0] == 3 if flip is None else flip,
+        seed=seed,
     )
 
 
