@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from agents.early import ASKED, early
 from agents.results import RESULT, SearchResult
-from benchmarks.registry import Benchmark, Options, markdown_table, spread
+from benchmarks.registry import Benchmark, Options, markdown_table, of_evaluations, spread
 from benchmarks.searches import asked_of, check_same, measured_on, side_by_side
 from gnnrl_gym.evaluation.training import RECIPES
 
@@ -71,22 +71,24 @@ SEARCH_IMAGES = {MLP: 6000, CNN: 1000}
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Every job and seed is a run folder; those that are finished are not run again. After Ctrl-C the record holds
-    what is finished, and says what is missing.
+    """Every job and seed is a run folder; those that are finished are not run again. `--methods` chooses what is run
+    besides the dense networks. The record holds what is finished, and says what is missing; so it does after Ctrl-C.
 
     Raises:
-        ValueError: an unknown model, or a run that is there was made with other arguments.
+        ValueError: an unknown model or method, or a run that is there was made with other arguments.
     """
     model = options.model or MLP
     if model not in JOBS:
         raise ValueError(f"early-pruning knows {', '.join(JOBS)}, not {model!r}.")
+    methods = {DENSE.method, *options.methods_of(tuple(dict.fromkeys(job.method for job in JOBS[model])))}
     base = options.runs / f"early-{model}-{options.evaluations}"
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(job, seed) for late in (False, True) for seed in seeds for job in JOBS[model] if job.late == late]
     for job, seed in jobs:
         _check_kept(options, model, job, seed, base)
+    chosen = [(job, seed) for job, seed in jobs if job.method in methods and not _finished(base, job, seed)]
     try:
-        _run_all([(job, seed) for job, seed in jobs if not _finished(base, job, seed)], options, model, base)
+        _run_all(chosen, options, model, base)
     except KeyboardInterrupt:
         if not any(_finished(base, job, seed) for job, seed in jobs):
             raise  # a record of nothing would replace one that is there
@@ -191,5 +193,5 @@ BENCHMARK = Benchmark(
     "pruning before training: annealing, REINFORCE, SNIP, lottery tickets, and random filters with the same counts",
     run,
     table,
-    variant=lambda options: options.model or MLP,
+    variant=lambda options: f"{options.model or MLP}{of_evaluations(options)}",
 )

@@ -11,7 +11,7 @@ from agents.refine import finetune_run
 from agents.results import RESULT, SearchResult
 from agents.run_folder import finished
 from benchmarks.published_count import published_ratio
-from benchmarks.registry import Benchmark, Options, markdown_table, spread
+from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
 from benchmarks.search_comparison import WITHOUT_CHANCE
 from benchmarks.searches import side_by_side
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -33,7 +33,7 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         FileNotFoundError: one of the searches is not there.
     """
-    base = options.runs / f"{options.model or DIGITS}-{options.budget:g}-{options.evaluations}"
+    base = options.runs / f"{_plans(options)}-{options.evaluations}"
     tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{_how(options)}")
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(options, method, seed) for seed in seeds for method in options.methods_of(METHODS)]
@@ -48,6 +48,11 @@ def _folders(base: Path, options: Options) -> list[Path]:
     """Run folders of any number of epochs, method by method."""
     tuned = f"{base.name}-finetuned-*-{_how(options)}"
     return [path.parent for method in METHODS for path in sorted(base.parent.glob(f"{tuned}/{method}-[0-9]*/{RESULT}"))]
+
+
+def _plans(options: Options) -> str:
+    """Of run folders and record: whose plans."""
+    return f"{options.model or DIGITS}-{options.budget:g}"
 
 
 def _how(options: Options) -> str:
@@ -122,5 +127,5 @@ BENCHMARK = Benchmark(
     "plans of a search comparison after the same fine-tuning",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}-distill-{_how(options)}",
+    variant=lambda options: f"{_plans(options)}-distill-{_how(options)}{of_evaluations(options)}{of_data(options)}",
 )

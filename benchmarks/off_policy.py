@@ -17,7 +17,7 @@ from agents.ppo import POLICY
 from agents.recorder import LOG
 from agents.results import SearchResult
 from agents.sb3 import make_sb3_env
-from benchmarks.registry import Benchmark, Options, markdown_table, spread
+from benchmarks.registry import Benchmark, Options, markdown_table, of_evaluations, spread
 from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE, environment_of, searcher_of
 from benchmarks.searches import measured_on, searched
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -91,5 +91,5 @@ BENCHMARK = Benchmark(
     "DDPG, TD3 and SAC beside PPO and the controls, on the default environment",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}",
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}{of_evaluations(options)}",
 )

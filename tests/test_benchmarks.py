@@ -236,6 +236,22 @@ def test_ctrl_c_before_the_first_run_leaves_no_record_of_nothing(
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_pruning_before_training_runs_what_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[str] = []
+    monkeypatch.setattr(early_pruning, "_run", lambda options, model, job, seed, base: run.append(job.name))
+    monkeypatch.setattr(early_pruning.torch, "set_num_threads", lambda count: None)  # it is for the whole process
+    record = early_pruning.run(Options(methods=("snip",), seeds=1, runs=tmp_path))
+    assert run == ["0-dense-untrained-1", "0.9-snip-untrained-1"]
+    assert len(record["missing"]) == len(early_pruning.JOBS[early_pruning.MLP])
+    with pytest.raises(ValueError, match="es"):
+        early_pruning.run(Options(methods=("es",), seeds=1, runs=tmp_path))
+
+
+@pytest.mark.parametrize("benchmark", [search_comparison, finetuning, off_policy, early_pruning])
+def test_a_record_of_longer_searches_replaces_none(benchmark: Any) -> None:
+    assert len({benchmark.BENCHMARK.variant(Options(evaluations=count)) for count in (200, 400, 1000)}) == 3
+
+
 @pytest.mark.parametrize("values", [[0.1, 0.2, 0.2, 0.5, 0.9], [3.0, 1.0, 2.0, 2.0, 2.0]])
 def test_rank_correlation_is_scipys(values: list[float]) -> None:
     after = np.array([0.3, 0.1, 0.4, 0.4, 0.8])
