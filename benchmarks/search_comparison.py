@@ -21,9 +21,10 @@ from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
 from gnnrl_gym.zoo.models import DIGITS
 
-METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-steps", "ppo-fresh", "ppo", "ppo-params")
+METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-steps", "ppo-fresh", "ppo")
+# Under a budget of parameters, too: no row beside the others, but plans for `finetuning`.
+OTHER_BUDGET = ("ppo-params",)
 # "fresh": not from the general policy. "steps" takes several small ones to the budget, as published, instead of one.
-# "params": the budget is one of parameters, too (`environment_of`).
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo-fresh": {"policy": None},
     "ppo-steps": {"policy": None, "n_steps": 4, "policy_kwargs": {"initial_mean": -0.7}},
@@ -36,14 +37,14 @@ POINTS = (50, 100, 200, 400)  # evaluations at which the table shows the best pl
 def run(options: Options) -> dict[str, Any]:
     """Every method and seed is a run folder; those that are finished are not run again.
 
-    `--methods` chooses what is run; the record holds every finished run of the folder.
+    `--methods` chooses what is run; the record holds every finished run of the folder that has the record's budget.
 
     Raises:
         ValueError: one of them was made with other arguments.
     """
     model = options.model or DIGITS
     base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
-    methods = options.methods_of(METHODS)
+    methods = options.methods_of(METHODS + OTHER_BUDGET)
     jobs = [(options, method, seed, base) for method in methods for seed in _seeds(method, options)]
     _check_kept(options, base)
     side_by_side(_search, jobs, options.workers, "search")
@@ -66,7 +67,7 @@ def _seeds(method: str, options: Options) -> range:
 
 def _check_kept(options: Options, base: Path) -> None:
     """Before any work; those of other methods than are run now are in the record too."""
-    for method in METHODS:
+    for method in METHODS + OTHER_BUDGET:
         for path in sorted(base.glob(f"{method}-[0-9]*/{ASKED}")):
             seed = int(path.parent.name.rpartition("-")[2])
             check_same(path.parent, asked_of(*_asked(options, method, seed)))
@@ -88,7 +89,7 @@ def _search(options: Options, method: str, seed: int, base: Path) -> None:
 def environment_of(options: Options, method: str) -> dict[str, Any]:
     """Arguments of `GNNRL-Prune-v0`."""
     given = {"model": options.model or DIGITS, "weights": options.weights, "data": options.data or "digits"}
-    budget = {"macs": options.budget, "params": options.budget} if method == "ppo-params" else options.budget
+    budget = {"macs": options.budget, "params": options.budget} if method in OTHER_BUDGET else options.budget
     return given | {"budget": budget} | ENVIRONMENTS.get(method, {})
 
 

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from agents.recorder import LOG, PlanRecorder
-from agents.results import ASKED_OF, RESULT
+from agents.results import ASKED_OF, RESULT, SearchResult
 from benchmarks import bogp_mnist, early_pruning, finetuning, off_policy, reward_report, search_comparison, searches
 from benchmarks import torchvision_coverage as coverage
 from benchmarks.cli import bench
@@ -86,6 +86,17 @@ def test_a_comparison_takes_no_row_of_other_weights(kept: str, tmp_path: Path, m
     with pytest.raises(ValueError, match=rf"{kept}-0.*other\.pt.*--runs"):
         search_comparison.run(Options(evaluations=2, methods=("uniform",), weights="other.pt", runs=tmp_path))
     assert [path.name for path in (tmp_path / "digits-resnet-0.5-2").iterdir()] == [f"{kept}-0"]
+
+
+def test_a_comparison_has_no_row_of_another_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"uniform": FEW, "ppo-params": FEW})
+    for method in ("uniform", "ppo-params"):
+        search_comparison._search(Options(evaluations=2), method, 0, tmp_path / "digits-resnet-0.5-2")
+    record = search_comparison.run(Options(evaluations=2, methods=("uniform",), runs=tmp_path))
+    assert [row["method"] for row in record["rows"]] == ["uniform"]
+    result = SearchResult.load(tmp_path / "digits-resnet-0.5-2" / "ppo-params-0")
+    assert result.macs_ratio <= 0.5 and result.params_ratio <= 0.5
+    assert result.budget == {"macs": 0.5, "params": 0.5}
 
 
 def test_finished_runs_of_other_data_are_no_rows(tmp_path: Path) -> None:
