@@ -1,4 +1,4 @@
-"""The pages' own code: every Python block of README.md and docs/custom-graphs.md runs, with fewer steps."""
+"""The pages: every Python block of README.md and docs/custom-graphs.md runs, with fewer steps; benchmarks exist."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from benchmarks.registry import RESULTS, benchmarks
 from gnnrl_gym.zoo.data import data_names
 
 ROOT = Path(__file__).parents[1]
@@ -53,3 +54,15 @@ def test_custom_graphs_run_and_keep_gymnasiums_rules(tmp_path: Path, monkeypatch
 def test_the_readme_names_what_data_there_are() -> None:
     text = (ROOT / "README.md").read_text()
     assert [name for name in data_names() if f"`{name}`" not in text] == []
+
+
+def test_the_benchmarks_that_pages_run_exist() -> None:
+    run = set()
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for names in re.findall(r"gnnrl bench((?: [a-z][a-z-]+)+)", block):
+                run.update(names.split())
+    assert "reward-report" in run
+    assert run <= benchmarks().keys()
+    tables = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"table: (\S+)", page.read_text())}
+    assert tables <= {path.stem for path in RESULTS.glob("*.json")}
