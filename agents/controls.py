@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ BATCH = 8  # plans that random search asks for at once, so that they can be meas
 
 def uniform(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) -> None:
     """Every group gives up the same share. One plan, one evaluation."""
-    recorder.play([np.ones(recorder.action_space.shape or (), np.float32)])
+    env: Any = recorder.unwrapped
+    recorder.reset()  # an episode before may have had another budget
+    ratios = np.ones(recorder.action_space.shape or (), np.float32)
+    if getattr(env, "landing", None) == "free":  # nothing scales them back to the budget
+        ratios *= _smallest(lambda ratio: env.peek(ratio * ratios) is not None)
+    recorder.play([ratios])
 
 
 def random(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) -> None:
@@ -82,11 +88,16 @@ def _cut(rise: np.ndarray, kept: np.ndarray, env: Any) -> np.ndarray:
         at = np.append(kept, 0.0)
         return np.array([np.interp(threshold, curves[:, g], at) for g in range(rise.shape[1])])
 
-    low, high = 0.0, float(2 * rise.max() + 1)
+    return share(_smallest(lambda threshold: env.within_budget(env.plan(share(threshold))), float(2 * rise.max() + 1)))
+
+
+def _smallest(enough: Callable[[float], bool], high: float = 1.0) -> float:
+    """By bisection, the smallest number that is enough, if `high` is."""
+    low = 0.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if env.within_budget(env.plan(share(middle))) else (middle, high)
-    return share(high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 class OnePlusOneES:

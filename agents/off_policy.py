@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.off_policy_policy import GraphSACPolicy, GraphTD3Policy
-from agents.ppo import POLICY, StopWhenSpent
+from agents.ppo import POLICY, StopWhenSpent, check_no_schedules
 from agents.recorder import EvaluationsExhausted, PlanRecorder
 from agents.sb3 import make_sb3_env
 
@@ -75,6 +76,12 @@ class DecayingNoise(ActionNoise):
         self._count += 1
         return self._rng.normal(0, self.start + done * (self.end - self.start), self.size)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DecayingNoise:
+        """Stable-Baselines3 copies the noise for each of several environments: every copy draws its own."""
+        twin = copy.copy(self)
+        twin._rng = self._rng.spawn(1)[0]
+        return twin
+
 
 def make_off_policy(
     algorithm: type[OffPolicyAlgorithm],
@@ -122,7 +129,12 @@ def sac(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, **settin
 def _learn(
     algorithm: type[OffPolicyAlgorithm], recorder: PlanRecorder, seed: int, out: Path | None, **settings: Any
 ) -> OffPolicyAlgorithm:
-    """Learn until the evaluations are spent; the policy is saved in `out`."""
+    """Learn until the evaluations are spent; the policy is saved in `out`.
+
+    Raises:
+        ValueError: as `check_no_schedules`.
+    """
+    check_no_schedules(settings)
     device = str(recorder.unwrapped.device)  # type: ignore[attr-defined]
     relative = getattr(recorder.unwrapped, "landing", None) == "exact"  # the landing scales all ratios alike
     settings["policy_kwargs"] = {"relative": relative, **settings.get("policy_kwargs", {})}

@@ -186,4 +186,5 @@ class GraphPolicy(ActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = {"head": self.head, "node_bias": self.has_node_bias, "initial_mean": self.initial_mean}
+        own["share_features_extractor"] = self.share_features_extractor  # which Stable-Baselines3 leaves out
         return {**super()._get_constructor_parameters(), **own}

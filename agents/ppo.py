@@ -68,6 +68,17 @@ class _Narrowing(StopWhenSpent):
             self.policy.log_std.copy_(self.first + share * (LAST_LOG_STD - self.first))
 
 
+def check_no_schedules(settings: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: a setting is a function of the time steps left. A search ends when its evaluations are spent,
+            which Stable-Baselines3 can't know: the function would stand at its start for good.
+    """
+    for name, value in settings.items():
+        if callable(value) and not isinstance(value, type):
+            raise ValueError(f"{name} is a function of the steps left, but a search counts evaluations: give a number.")
+
+
 def make_ppo(env: Any, seed: int = 0, device: str = "auto", tensorboard: Path | None = None, **settings: Any) -> PPO:
     """A PPO agent with `GraphPolicy` for a graph environment already wrapped by `make_sb3_env`, or a `PruneVecEnv`.
 
@@ -105,7 +116,11 @@ def ppo(
             to learn from nothing; "auto": general where channels are removed, which is what it has learned, else None.
             Its mean plan is the first evaluation, and its offsets per group are learned.
         settings: override `HYPERPARAMETERS`; with a policy also `ADAPTATION`.
+
+    Raises:
+        ValueError: as `check_no_schedules`.
     """
+    check_no_schedules(settings)
     if policy == "auto":
         arguments = getattr(recorder.unwrapped, "arguments", {})
         policy = GENERAL if arguments.get("granularity") == "channels" else None

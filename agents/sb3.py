@@ -44,7 +44,28 @@ def make_sb3_env(
             f"make_sb3_env rescales actions to [-1, 1], which needs a Box of floats with a low and a high; got {box}. "
             "Let the environment bound its actions, and round those that it takes as whole numbers."
         )
-    return Monitor(RescaleAction(padded, np.float32(-1), np.float32(1)))
+    rescaled = RescaleAction(_Bounded(padded), np.float32(-1), np.float32(1))
+    return Monitor(_Final(rescaled) if hasattr(env.unwrapped, "running") else rescaled)
+
+
+class _Bounded(gym.ActionWrapper[Any, Any, Any]):
+    """Brings actions back into their box: rescaled in float32, those at its border can be a rounding outside."""
+
+    def action(self, action: Any) -> Any:
+        space: Any = self.action_space
+        return np.clip(action, space.low, space.high)
+
+
+class _Final(gym.Wrapper[Any, Any, Any, Any]):
+    """Ends a pruning episode for good that has used up its steps.
+
+    Its last reward, -1, is the whole verdict, but Stable-Baselines3 adds the value of the state after a truncation.
+    """
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        over = truncated and not self.env.unwrapped.running  # type: ignore[attr-defined]
+        return observation, reward, terminated or over, truncated and not over, info
 
 
 class PruneVecEnv(DummyVecEnv):

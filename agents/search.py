@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from torch import nn
 
 from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
@@ -26,6 +27,7 @@ from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import save_slim
 
 ASKED = ASKED_OF["search"]
+_WRAPPERS = (OrderEnforcing, PassiveEnvChecker)  # gym.make's own
 
 
 def search(
@@ -58,13 +60,14 @@ def search(
         settings: passed on to the searcher.
 
     Raises:
-        ValueError: unknown method, no evaluation, an environment of another kind, or a run to resume that was made
-            with other settings, weights or data.
+        ValueError: unknown method, no evaluation, an environment of another kind or with wrappers that `gym.make` does
+            not put there, or a run to resume that was made with other settings, weights or data.
         FileExistsError: `out` holds a run.
         KeyboardInterrupt: interrupted before the first evaluation was done.
     """
     prune = _checked(env, method, evaluations, seed)
     evaluations, seed = int(evaluations), int(seed)  # NumPy's are no seeds to some generators
+    env.reset(seed=seed)  # an episode before may have had a budget of its own
     environment = environment_record(prune)
     asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
     with begun(out, asked, resume, ASKED) as folder:
@@ -129,8 +132,13 @@ def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -
     prune = env.unwrapped
     if not isinstance(prune, PruneEnv):
         raise ValueError(f"search needs a GNNRL-Prune-v0 environment, got {type(prune).__name__}.")
-    if env.action_space != prune.action_space:
-        raise ValueError(f"{type(env).__name__} changes the actions: give search the environment as gym.make makes it.")
+    while env is not prune:
+        if not isinstance(env, _WRAPPERS):  # the slots of a search would go without it
+            raise ValueError(
+                f"search takes the environment as gym.make makes it, without {type(env).__name__}: leave that out. "
+                "What bounds the steps of an episode is its argument max_steps."
+            )
+        env = env.env
     return prune
 
 

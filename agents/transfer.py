@@ -58,13 +58,14 @@ def train_policy(
         FileExistsError: `out` holds a run.
         KeyboardInterrupt: interrupted.
     """
-    from agents.ppo import learn, make_ppo  # which starts searches from our policies
+    from agents.ppo import check_no_schedules, learn, make_ppo  # which starts searches from our policies
 
     inner = env.unwrapped
     if not isinstance(inner, PruneManyEnv) or any(each.max_steps != 1 for each in inner.envs):
         raise ValueError("train_policy needs a GNNRL-PruneMany-v0 environment whose networks have max_steps=1.")
     check_whole(1, evaluations=evaluations)
     check_seed(seed=seed)
+    check_no_schedules(settings)
     evaluations, seed = int(evaluations), int(seed)  # NumPy's are no seeds to some generators
     networks = {f"network {number}": environment_record(each) for number, each in enumerate(inner.envs, 1)}
     asked = {"evaluations": evaluations, "seed": seed, "budgets": inner.budgets, **networks, **settings}
@@ -73,7 +74,9 @@ def train_policy(
     slots = settings.pop("slots", 10)
     with begun(out, asked, resume, ASKED) as folder:
         for line in remembered(folder) if folder else ():
-            inner.envs[line["network"]].evaluator.remember(np.array(line["widths"]), line["search_accuracy"])
+            env_of = inner.envs[line["network"]]
+            plan = np.array(line["widths"])[: len(env_of.network.widths)]  # without the padding of `info`
+            env_of.evaluator.remember(plan, line["search_accuracy"])
         recorder = PlanRecorder(env, evaluations, folder, progress)
         agent = make_ppo(PruneVecEnv(recorder, slots), seed, str(inner.device), **settings)
         try:

@@ -57,17 +57,13 @@ class Meter:
         """Share of the dense cost of a plan [A]."""
         return float(self._costs[metric](widths) / self.dense[metric])
 
-    def landing(self, budgets: Mapping[str, float]) -> tuple[Callable[[Ints], float], float]:
-        """Cost and limit to land on: of several budgets, the one that is used up most counts, in shares of it."""
-        if len(budgets) == 1:
-            ((metric, budget),) = budgets.items()
-            return self._costs[metric], budget * self.dense[metric]
-        # a hair below 1, so that no ratio is above its budget by rounding
-        return lambda widths: self.used(widths, budgets), 1 - 1e-12
+    def excess(self, widths: Ints, budgets: Mapping[str, float]) -> float:
+        """How far a plan [A] is above the budget that it exceeds most, in shares of the dense cost.
 
-    def used(self, widths: Ints, budgets: Mapping[str, float]) -> float:
-        """The largest share of any budget that a plan [A] takes: at most 1 where all are met."""
-        return max(self.ratio(metric, widths) / budget for metric, budget in budgets.items())
+        At most 0 where all are met. The difference of two floats has the right sign however close they are, so that
+        what lands within a budget is within it.
+        """
+        return max(self.ratio(metric, widths) - budget for metric, budget in budgets.items())
 
     def check(self, budgets: Mapping[str, float], floors: Ints) -> None:
         """

@@ -13,7 +13,15 @@ from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.checks import check_choice, check_seed, check_share, check_whole
-from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_model, check_outputs, check_weights, splits_for
+from gnnrl_gym.envs.network import (
+    NOT_SCORED,
+    NetworkEnv,
+    check_model,
+    check_outputs,
+    check_weights,
+    own_arguments,
+    splits_for,
+)
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, MaskEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
@@ -100,7 +108,7 @@ class MaskEnv(NetworkEnv, EzPickle):
         device: str = "auto",
         render_mode: str | None = None,
     ) -> None:
-        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.arguments = own_arguments(locals())
         EzPickle.__init__(self, **self.arguments)
         self._check_arguments()
         self.arguments["init_seed"] = init_seed = int(init_seed)  # NumPy's are no seeds to some generators
@@ -190,7 +198,12 @@ class MaskEnv(NetworkEnv, EzPickle):
         return top_mask(self._finite(action, "score per unit"), self.keep, self.network.widths)
 
     def evaluate(self, mask: Kept) -> float:
-        """One evaluation: the search accuracy in [0, 1] of a mask bool [U], by the objective."""
+        """One evaluation: the search accuracy in [0, 1] of a mask bool [U], by the objective.
+
+        Raises:
+            ValueError: no mask; nothing is counted then.
+        """
+        mask = self._checked_mask(mask)
         self._accuracy = self.evaluator.score(mask)
         self.mask, self.widths = mask, widths_of(mask, self.network.widths)
         self._episode_evaluations += 1
@@ -198,13 +211,25 @@ class MaskEnv(NetworkEnv, EzPickle):
 
     def rewound(self, mask: Kept) -> nn.Module:
         """The pruned network of a mask bool [U] with its initial weights, to be trained (weights: in `zeros_held`)."""
-        return self.initial_network.slimmer.slim(mask)
+        return self.initial_network.slimmer.slim(self._checked_mask(mask))
 
     # ---- inside -----------------------------------------------------------------------------------------------
 
     def _restart(self) -> None:
         self.mask, self.widths = np.ones(len(self.group_of), np.bool_), self.network.widths.copy()
         self._accuracy, self._episode_evaluations, self._running = NOT_SCORED, 0, False
+
+    def _checked_mask(self, mask: Any) -> Kept:
+        """A mask [U] as it is given, of zeros and ones say, as bool.
+
+        Raises:
+            ValueError: another shape, or something else than zeros and ones.
+        """
+        values = np.asarray(mask)
+        if values.shape != self.mask.shape or not ((values == 0) | (values == 1)).all():
+            wanted = f"A mask says of each of {len(self.mask)} units whether it stays: True or False, shape"
+            raise ValueError(f"{wanted} {self.mask.shape}; got {values.dtype} of shape {values.shape}.")
+        return values.astype(np.bool_)
 
     def _limits(self) -> Mapping[str, float]:
         return {"units": self.keep / len(self.group_of)}

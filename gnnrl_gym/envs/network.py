@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -84,6 +85,14 @@ class NetworkEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
         if not np.isfinite(values).all():
             raise ValueError(f"The action holds NaN or infinity at component {np.argmin(np.isfinite(values))}.")
         return values
+
+
+def own_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `__init__` was called with, from its `locals()`. A module is copied as it is now: an environment that is
+    made again from its arguments, by `copy`, `pickle` or in a worker, is the same whatever the caller did with it since.
+    """
+    found = {name: value for name, value in given.items() if name not in ("self", "__class__")}
+    return {name: copy.deepcopy(value) if isinstance(value, nn.Module) else value for name, value in found.items()}
 
 
 def splits_for(data: str | os.PathLike[str] | DataSplits, model: str | nn.Module) -> DataSplits:

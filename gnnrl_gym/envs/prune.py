@@ -15,7 +15,15 @@ from torch import nn
 from gnnrl_gym.checks import check_choice, check_share, check_whole
 from gnnrl_gym.envs.budget import METRICS, Budget, Meter, budgets_by_metric
 from gnnrl_gym.envs.landing import land, round_widths, to_steps, to_widths
-from gnnrl_gym.envs.network import NOT_SCORED, NetworkEnv, check_model, check_outputs, check_weights, splits_for
+from gnnrl_gym.envs.network import (
+    NOT_SCORED,
+    NetworkEnv,
+    check_model,
+    check_outputs,
+    check_weights,
+    own_arguments,
+    splits_for,
+)
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, ObjectiveEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
@@ -115,7 +123,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         pretrain_epochs: int = 2,
         proxy_steps: int = 200,
     ) -> None:
-        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.arguments = own_arguments(locals())
         EzPickle.__init__(self, **self.arguments)
         budgets = self._checked_arguments(budget, metric)
         self.device = resolve_device(device)
@@ -235,6 +243,11 @@ class PruneEnv(NetworkEnv, EzPickle):
 
     # ---- what searchers use -----------------------------------------------------------------------------------
 
+    @property
+    def running(self) -> bool:
+        """Whether an episode is running: it has steps left, and has not reached the budget."""
+        return self._steps is not None
+
     def cost_ratio(self, widths: Plans | None = None) -> float:
         """Share of the dense cost, by the budget's metric, of a plan [A] (default: the present one).
 
@@ -246,8 +259,7 @@ class PruneEnv(NetworkEnv, EzPickle):
 
     def within_budget(self, widths: Plans | None = None) -> bool:
         """Whether a plan [A] (default: the present one) meets all budgets."""
-        plan = self._one_plan(widths)
-        return all(self.meter.ratio(metric, plan) <= budget for metric, budget in self.budgets.items())
+        return self.meter.excess(self._one_plan(widths), self.budgets) <= 0
 
     def evaluate(self, widths: Plans) -> float:
         """One evaluation: the recalibrated search accuracy in [0, 1] of a plan [A].
@@ -307,9 +319,11 @@ class PruneEnv(NetworkEnv, EzPickle):
         if self.landing == "free":
             share = self._share * (1 - ratios)
             return share, self.plan(share)
-        cost, limit = self.meter.landing(self.budgets)
-        share, steps = land(self._share, ratios, full, floors, lambda steps: cost(self._to_widths(steps)), limit)
+        share, steps = land(self._share, ratios, full, floors, self._excess, 0.0)
         return share, self._to_widths(steps)
+
+    def _excess(self, steps: Ints) -> float:
+        return self.meter.excess(self._to_widths(steps), self.budgets)
 
     def _to_widths(self, steps: Ints) -> Ints:
         return to_widths(steps, self.network.widths, self.round_to)

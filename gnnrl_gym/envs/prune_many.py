@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -29,7 +29,8 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     `Box(0, 1, (A,))` of the network that was drawn: it changes with `reset`.
 
     ## Reward, Episode End, Info
-    As in `GNNRL-Prune-v0`; `info` also has `network`, the number of the network that was drawn.
+    As in `GNNRL-Prune-v0`; `info` also has `network`, the number of the network that was drawn. `widths` is as long as
+    the longest plan, with zeros at the end, so that `gym.vector` can stack it.
 
     ## Arguments
     * `networks`: arguments of `GNNRL-Prune-v0`, one dictionary per network, or environments that are made already.
@@ -46,7 +47,7 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
 
     def __init__(
         self,
-        networks: Sequence[dict[str, Any] | PruneEnv] = ({},),
+        networks: Sequence[Mapping[str, Any] | gym.Env[Any, Any]] = ({},),
         budgets: tuple[float, float] = (0.3, 0.7),
         render_mode: str | None = None,
     ) -> None:
@@ -74,7 +75,7 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
     @property
     def evaluations(self) -> int:
         """Evaluations of all networks since they were made."""
-        return sum(env.evaluations for env in self.envs)
+        return sum(evaluator.evaluations for evaluator in {env.evaluator for env in self.envs})
 
     @property
     def evaluator(self) -> PlanEvaluator:
@@ -118,6 +119,11 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         observation, reward, terminated, truncated, info = self.inner.step(action)
         return observation, reward, terminated, truncated, self._info(info)
 
+    @property
+    def running(self) -> bool:
+        """As in `PruneEnv`."""
+        return self.inner.running
+
     def peek(self, action: np.ndarray) -> Ints | None:
         """As in `PruneEnv`."""
         return self.inner.peek(action)
@@ -127,11 +133,24 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         return self.inner.render()
 
     def _info(self, info: dict[str, Any]) -> dict[str, Any]:
-        return info | {"network": self.network_index}
+        widths = np.zeros(self.max_decisions, np.int64)
+        widths[: len(info["widths"])] = info["widths"]
+        return info | {"network": self.network_index, "widths": widths}
 
 
-def _made(network: dict[str, Any] | PruneEnv, render_mode: str | None) -> PruneEnv:
-    return network if isinstance(network, PruneEnv) else PruneEnv(**{"render_mode": render_mode, **network})
+def _made(network: Mapping[str, Any] | gym.Env[Any, Any], render_mode: str | None) -> PruneEnv:
+    """
+    Raises:
+        TypeError: neither arguments nor a pruning environment.
+    """
+    if isinstance(network, Mapping):
+        return PruneEnv(**{"render_mode": render_mode, **network})
+    made = network.unwrapped if isinstance(network, gym.Env) else network
+    if not isinstance(made, PruneEnv):
+        raise TypeError(f"networks holds arguments of GNNRL-Prune-v0, or such environments, got {network!r}.")
+    made = made.slots(1)[0]  # the given one keeps its episode, and its way to render
+    made.render_mode = render_mode or made.render_mode
+    return made
 
 
 def _check_budget(env: PruneEnv, number: int, lowest: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
@@ -23,14 +23,17 @@ class PruneVectorEnv(SyncVectorEnv):
 
     Args:
         num_envs: K.
+        autoreset_mode: when a finished slot is reset, as in `SyncVectorEnv`.
         arguments: of `PruneEnv`.
     """
 
-    def __init__(self, num_envs: int, **arguments: Any) -> None:
+    def __init__(
+        self, num_envs: int, autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP, **arguments: Any
+    ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
         first = PruneEnv(**arguments)
-        super().__init__([_making(slot) for slot in first.slots(num_envs)])
+        super().__init__([_making(slot) for slot in first.slots(num_envs)], autoreset_mode=autoreset_mode)
         self.evaluator = first.evaluator
 
     @property
@@ -48,7 +51,8 @@ class PruneVectorEnv(SyncVectorEnv):
         if actions.shape != self.action_space.shape:
             wanted = f"[K={self.num_envs}, A={(self.single_action_space.shape or (0,))[0]}]"
             raise ValueError(f"The actions must have shape {wanted}, a row for each slot, got {actions.shape}.")
-        running = np.flatnonzero(~self._autoreset_envs)  # the others are reset in this step
+        next_step = self.autoreset_mode == AutoresetMode.NEXT_STEP  # in which finished slots are reset in this step
+        running = np.flatnonzero(~self._autoreset_envs) if next_step else range(self.num_envs)
         prefetch([self.envs[slot].unwrapped for slot in running], actions[running])
         return super().step(actions)
 

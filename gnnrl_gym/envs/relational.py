@@ -12,7 +12,7 @@ from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.checks import check_number, check_seed, check_whole
-from gnnrl_gym.envs.network import check_outputs, splits_for
+from gnnrl_gym.envs.network import check_outputs, own_arguments, splits_for
 from gnnrl_gym.envs.pool import PoolEnv
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.relational.masks import Masking, weight_counts
@@ -92,7 +92,7 @@ class RelationalEnv(PoolEnv, EzPickle):
         device: str = "auto",
         render_mode: str | None = None,
     ) -> None:
-        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.arguments = own_arguments(locals())
         EzPickle.__init__(self, **self.arguments)
         check_whole(1, epochs=epochs, train_seeds=train_seeds)
         check_whole(2, pool_size=pool_size)
