@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -35,7 +36,7 @@ def prune(env: Env) -> Any:
 
 def test_folded_network_is_the_same_function(env: Env) -> None:
     inner = prune(env)
-    x, pairs = inner.data.search.take(50).tensors()[0], foldable_pairs(inner.network.channels)
+    x, pairs = inner.data.search.take(50).tensors()[0], foldable_pairs(inner.network)
     assert pairs
     for plan in random_plans(inner.network, 3):
         built = inner.evaluator.build(plan)
@@ -78,11 +79,35 @@ def hooked() -> nn.Module:
     return model
 
 
+class Unfoldable(nn.Module):
+    """A convolution and a BatchNorm that something else holds or reads; `way` says what."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.conv, self.norm = way, nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.last = nn.Sequential(*last())
+        self.layers = [(self.conv, self.norm)]
+        self.bound = self.norm.forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self.layers[0] if self.way == "held in a list" else (self.conv, self.norm)
+        x = nn.functional.conv2d(x, conv.weight) if self.way == "weight alone" else conv(x)
+        x = self.bound(x) if self.way == "bound forward" else norm(x)
+        if self.way == "asks for the bias":
+            x = x + (0 if conv.bias is None else 1)
+        if self.way == "reads an attribute":
+            x = x * norm.eps**0
+        return self.last(x)
+
+
+UNFOLDABLE = ("held in a list", "weight alone", "asks for the bias", "reads an attribute", "bound forward")
+
+
 @pytest.mark.parametrize(
     "make",
     [lambda: nn.Sequential(nn.Conv2d(1, 8, 3), Activated(8), *last()), Renamed, hooked,
-     lambda: InPlace(nn.Conv2d(1, 8, 3), nn.ReLU(), *last())],
-    ids=["activated norm", "two names", "hook", "in place"],
+     lambda: InPlace(nn.Conv2d(1, 8, 3), nn.ReLU(), *last()), *(partial(Unfoldable, way) for way in UNFOLDABLE)],
+    ids=["activated norm", "two names", "hook", "in place", *UNFOLDABLE],
 )  # fmt: skip
 def test_what_is_scored_is_what_is_built(make: Callable[[], nn.Module]) -> None:
     data, model = load_data("digits"), randomise(make())

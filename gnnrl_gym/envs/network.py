@@ -88,8 +88,10 @@ class NetworkEnv(gym.Env[spaces.GraphInstance, np.ndarray]):
 
 
 def own_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What `__init__` was called with, from its `locals()`. A module is copied as it is now: an environment that is
-    made again from its arguments, by `copy`, `pickle` or in a worker, is the same whatever the caller did with it since.
+    """What `__init__` was called with, from its `locals()`.
+
+    A module is copied as it is now: an environment that is made again from its arguments (by `copy`, `pickle`, in a
+    worker) is the same, whatever the caller did with the module since.
     """
     found = {name: value for name, value in given.items() if name not in ("self", "__class__")}
     return {name: copy.deepcopy(value) if isinstance(value, nn.Module) else value for name, value in found.items()}

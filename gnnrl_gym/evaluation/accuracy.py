@@ -119,7 +119,7 @@ class PlanEvaluator:
         self._calibration_labels = labels.to(self.device)
         images, labels = search.tensors()
         self._search, self._labels = self._on_device(images), labels.to(self.device)
-        self._pairs = foldable_pairs(network.channels)
+        self._pairs = foldable_pairs(network)
         self._scores: dict[bytes, float] = {}
 
     def _worth_a_batch(self) -> bool:

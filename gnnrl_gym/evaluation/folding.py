@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
 from gnnrl_gym.graph.channels import Channels, Weight, operator_name
+from gnnrl_gym.graph.trace import module_path
+from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.probe import Probe, cloned
+
+ROUNDING = 1e-2  # of the largest output: far above what folding rounds, far below what a mistake does to noise
 
 
-def foldable_pairs(channels: Channels) -> list[tuple[str, str]]:
-    """(convolution, BatchNorm) module paths where the one feeds nothing but the other, and each runs once."""
+def foldable_pairs(network: PrunableNetwork) -> list[tuple[str, str]]:
+    """(convolution, BatchNorm) module paths where the one feeds nothing but the other, and each runs once.
+
+    None where the network, folded, computes something else: it holds a layer outside of its modules (in a list, or its
+    bound `forward`), or reads an attribute of one.
+    """
+    pairs = _pairs(network.channels)
+    return pairs if pairs and _folds(network, pairs) else []
+
+
+@torch.no_grad()
+def _folds(network: PrunableNetwork, pairs: list[tuple[str, str]]) -> bool:
+    """Whether the folded network computes the same, seen on noise: fresh statistics would hide a BatchNorm."""
+    probe = Probe(network.model, network.example_input)
+    try:
+        folded = fold(copy.deepcopy(probe.dense), pairs)
+        expected, found = (model(*cloned(probe.inputs)) for model in (probe.dense, folded))
+        return bool((found - expected).abs().max() <= ROUNDING * expected.abs().max())
+    except Exception:  # whatever a forward raises when a layer is not what it expects
+        return False
+
+
+def _pairs(channels: Channels) -> list[tuple[str, str]]:
+    """As the graph says: pairs of layers that are called as modules, and whose weights nothing else reads."""
     uses: Counter[str] = Counter()
     pairs = []
     for node in channels.values:
@@ -23,9 +52,11 @@ def foldable_pairs(channels: Channels) -> list[tuple[str, str]]:
         if source is not None and operator_name(source).startswith("conv") and len(source.users) == 1:
             convolution = channels.values.get(source.all_input_nodes[1])
             if isinstance(convolution, Weight) and weights:
-                pairs.append((convolution.name, weights[0]))
+                pairs.append(((convolution.name, module_path(source)), (weights[0], module_path(node))))
     return [
-        (_module(conv), _module(norm)) for conv, norm in pairs if conv and uses[conv] == 1 and uses[norm] == 1
+        (conv_path, norm_path)
+        for (conv, conv_path), (norm, norm_path) in pairs
+        if uses[conv] == uses[norm] == 1 and (_module(conv), _module(norm)) == (conv_path, norm_path)
     ]
 
 
