@@ -132,13 +132,14 @@ def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -
     prune = env.unwrapped
     if not isinstance(prune, PruneEnv):
         raise ValueError(f"search needs a GNNRL-Prune-v0 environment, got {type(prune).__name__}.")
-    while env is not prune:
-        if not isinstance(env, _WRAPPERS):  # the slots of a search would go without it
+    around: Any = env
+    while around is not prune:
+        if not isinstance(around, _WRAPPERS):  # the slots of a search would go without it
             raise ValueError(
-                f"search takes the environment as gym.make makes it, without {type(env).__name__}: leave that out. "
+                f"search takes the environment as gym.make makes it, without {type(around).__name__}: leave that out. "
                 "What bounds the steps of an episode is its argument max_steps."
             )
-        env = env.env
+        around = around.env
     return prune
 
 

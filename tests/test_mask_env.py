@@ -160,6 +160,20 @@ def test_one_step_with_the_exact_mask_and_a_count(env: Any) -> None:
         env.unwrapped.step(scores)
 
 
+def test_masks_of_zeros_and_ones_are_masks_and_others_are_not_counted(env: Any) -> None:
+    env.reset(seed=0)
+    inner = env.unwrapped
+    mask = inner.mask_of(np.random.default_rng(0).random(env.action_space.shape))
+    assert inner.evaluate(mask.astype(int).tolist()) == inner.evaluate(mask)
+    before = inner.evaluations
+    for wrong in (mask[:-1], mask * 2, np.where(mask, 0.5, 0), inner.network.widths):
+        with pytest.raises(ValueError, match="A mask says of each of"):
+            inner.evaluate(wrong)
+        with pytest.raises(ValueError, match="A mask says of each of"):
+            inner.rewound(wrong)
+    assert inner.evaluations == before
+
+
 def test_bad_actions_and_arguments(env: Any) -> None:
     env.reset(seed=0)
     with pytest.raises(ValueError, match="shape"):

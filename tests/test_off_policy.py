@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor, nn
 from toy_env import ToyGraphEnv
@@ -159,6 +160,13 @@ def test_noise_falls_and_stays() -> None:
     spreads = [float(noise().std()) for _ in range(15)]
     expected = [0.5 - 0.04 * min(step, 10) for step in range(15)]
     np.testing.assert_allclose(spreads, expected, rtol=0.1)
+
+
+def test_environments_side_by_side_explore_each_in_its_own_way() -> None:
+    rows = VectorizedActionNoise(DecayingNoise(4, 10, seed=0), 3)()  # of Stable-Baselines3, for three of them
+    assert len(np.unique(rows, axis=0)) == 3
+    alone = DecayingNoise(4, 10, seed=0), DecayingNoise(4, 10, seed=0)
+    np.testing.assert_array_equal(*(noise() for noise in alone))
 
 
 @EACH

@@ -173,7 +173,11 @@ def test_wrong_heads_are_refused(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [{"head": "node", "node_bias": True, "initial_mean": 0.3}, {"head": "pooled", "net_arch": [16, 8]}],
+    [
+        {"head": "node", "node_bias": True, "initial_mean": 0.3},
+        {"head": "pooled", "net_arch": [16, 8]},
+        {"share_features_extractor": False},
+    ],
 )
 def test_save_and_load_give_the_same_actions(policy: dict[str, Any], tmp_path: Path) -> None:
     model = make_ppo(5, **policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import time
 import warnings
@@ -136,6 +137,24 @@ def test_exact_landing_is_just_within_the_budget(env: Env, budget: float, seed: 
     network = prune(env).network
     assert info["macs_ratio"] == network.macs(info["widths"]) / network.macs(network.widths)
     assert info["params_ratio"] == network.params(info["widths"]) / network.params(network.widths)
+
+
+@pytest.mark.parametrize("metrics", [["macs"], ["macs", "params"]])
+def test_a_budget_of_exactly_a_plan_is_landed_on(metrics: list[str]) -> None:
+    """Products and quotients of the same floats are rounded to either side of each other."""
+    env = make(budget=dict.fromkeys(metrics, 0.5))
+    inner, rng = prune(env), np.random.default_rng(0)
+    for _ in range(60):
+        action = rng.uniform(0.2, 1, env.action_space.shape)
+        env.reset(options={"budget": dict.fromkeys(metrics, rng.uniform(0.3, 0.9))})
+        plan = inner._shrink(action)[1]
+        env.reset(options={"budget": {metric: inner.meter.ratio(metric, plan) for metric in metrics}})
+        np.testing.assert_array_equal(inner.peek(action), plan)
+
+
+def test_a_removed_share_as_a_budget_is_landed_on(env: Env) -> None:
+    env.reset(options={"budget": 1 - 308608 / 410432})  # a quarter of the MACs, a rounding below that plan's own share
+    assert env.step(ratios(env, 1.0))[2]
 
 
 def test_small_steps_end_on_the_budget_too(env: Env) -> None:
@@ -375,6 +394,18 @@ def test_module_and_data_objects_are_accepted_and_left_alone(env: Env) -> None:
     assert data_equivalence(given, named)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training
+
+
+@pytest.mark.parametrize("name", ["Prune", "Mask", "Relational"])
+def test_what_the_caller_does_with_the_module_later_is_not_seen_by_copies(name: str) -> None:
+    model = nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 10))
+    few: dict[str, Any] = {"pool_size": 4} if name == "Relational" else {"search_images": 50}
+    env = gym.make(f"GNNRL-{name}-v0", model=model, **few).unwrapped
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert any(parameter.any() for parameter in twin.arguments["model"].parameters())
 
 
 def test_step_without_evaluation_is_quick() -> None:

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from toy_env import ToyGraphEnv
 
 from agents.recorder import EvaluationsExhausted, PlanRecorder
@@ -51,6 +52,16 @@ def test_equals_single_environments(vector: PruneVectorEnv, threads: int) -> Non
                 observation, reward, ended, cut, _ = env.step(actions[slot])
             assert (rewards[slot], terminated[slot], truncated[slot]) == (reward, ended, cut)
             np.testing.assert_array_equal(observations[slot].nodes, observation.nodes)
+
+
+def test_finished_slots_may_be_reset_in_the_same_step(threads: int) -> None:
+    same: Any = gym.make_vec("GNNRL-Prune-v0", num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP, **ARGUMENTS)
+    assert isinstance(same, PruneVectorEnv) and same.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    first, _ = same.reset(seed=0)
+    for step in (1, 2):
+        observations, _, terminated, _, _ = same.step(np.ones(same.action_space.shape, np.float32))
+        assert terminated.all() and same.evaluations == 2 * step
+        np.testing.assert_array_equal(observations[0].nodes, first[0].nodes)  # already the next episode's
 
 
 def test_evaluations_are_counted_together(vector: PruneVectorEnv) -> None:

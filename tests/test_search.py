@@ -133,9 +133,13 @@ def test_no_evaluations_raise(digits_env: Env, evaluations: int) -> None:
         search(digits_env, "uniform", evaluations)
 
 
-def test_wrappers_that_change_the_actions_raise(digits_env: Env) -> None:
-    with pytest.raises(ValueError, match="RescaleAction changes the actions"):
-        search(gym.wrappers.RescaleAction(digits_env, np.float32(-1), np.float32(1)), "random", 2)
+def test_wrappers_that_the_slots_of_a_search_would_lack_raise(digits_env: Env) -> None:
+    rescaled = gym.wrappers.RescaleAction(digits_env, np.float32(-1), np.float32(1))
+    doubled = gym.wrappers.TransformReward(digits_env, lambda reward: 2 * float(reward))
+    shorter = gym.wrappers.TimeLimit(digits_env, 3)
+    for env in (rescaled, doubled, shorter):
+        with pytest.raises(ValueError, match=f"without {type(env).__name__}.*max_steps"):
+            search(env, "ppo", 2)
 
 
 def test_other_environments_raise() -> None:
@@ -290,10 +294,30 @@ def test_sensitivity_keeps_to_the_rounding_of_widths(tmp_path: Path) -> None:
     assert ((plans % 8 == 0) | (plans == full)).all()
 
 
-def test_an_episode_before_has_no_part_in_sensitivity(digits_env: Env) -> None:
-    def found() -> list[int]:
-        return search(digits_env, "sensitivity", 20).widths
+@pytest.mark.parametrize(("method", "settings"), [("sensitivity", {}), ("ppo", {"policy": None})])
+def test_an_episode_before_has_no_part(digits_env: Env, method: str, settings: dict[str, Any]) -> None:
+    def found() -> tuple[list[int], Any]:
+        result = search(digits_env, method, 20, **settings)
+        return result.widths, result.budget
 
     before = found()
     digits_env.reset(options={"budget": 0.2})
     assert found() == before
+
+
+def test_equal_shares_land_on_the_budget_under_a_free_landing() -> None:
+    found = [search(gym.make("GNNRL-Prune-v0", landing=way), "uniform", 1) for way in ("free", "exact")]
+    ratios = [result.macs_ratio for result in found]
+    assert 0.4 < ratios[0] <= ratios[1] <= 0.5  # the exact landing gives back what still fits
+    shares = found[0].widths / gym.make("GNNRL-Prune-v0").unwrapped.network.widths  # type: ignore[attr-defined]
+    assert np.ptp(shares) < 0.1
+
+
+def linear(left: float) -> float:
+    return 1e-3 * left
+
+
+@pytest.mark.parametrize("method", ["ppo", "ddpg", "sac"])
+def test_schedules_that_would_stand_still_raise(digits_env: Env, method: str) -> None:
+    with pytest.raises(ValueError, match="learning_rate is a function"):
+        search(digits_env, method, 4, learning_rate=linear)

@@ -23,6 +23,7 @@ from agents.train_cli import read_networks
 from agents.transfer import read_policy, save_policy, train_policy, train_to_file
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
+from gnnrl_gym.wrappers import PadGraph
 from gnnrl_gym.zoo import load_data, load_model
 
 FEW: dict[str, Any] = {"max_steps": 1, "search_images": 40, "recalibration_images": 32, "device": "cpu"}
@@ -77,6 +78,23 @@ def test_every_network_and_many_budgets_come_up(many: Any) -> None:
         shapes.add((many.unwrapped.action_space.shape, len(observation.nodes)))
         assert 0.3 <= many.unwrapped.inner.budget <= 0.7
     assert seen == {0, 1} and len(shapes) == 2
+
+
+def test_gymnasium_stacks_networks_of_different_sizes(many: Any) -> None:
+    env = gym.vector.SyncVectorEnv([lambda: PadGraph(many.unwrapped.slots(1)[0])] * 2)
+    _, infos = env.reset(options={"network": 1})
+    np.testing.assert_array_equal(infos["widths"], [[8, 6, *[0] * 7]] * 2)
+
+
+def test_made_environments_come_wrapped_render_and_count_once() -> None:
+    made = gym.make("GNNRL-Prune-v0", **FEW)
+    env: Any = gym.make("GNNRL-PruneMany-v0", networks=[made, made], render_mode="ansi")
+    env.reset(seed=0)
+    env.step(np.ones(env.unwrapped.action_space.shape, np.float32))
+    assert env.unwrapped.evaluations == 1 and "conv" in env.render()
+    assert made.unwrapped.render_mode is None
+    with pytest.raises(TypeError, match="networks holds arguments of GNNRL-Prune-v0"):
+        gym.make("GNNRL-PruneMany-v0", networks=["resnet20"])
 
 
 def test_options_decide(many: Any) -> None:
