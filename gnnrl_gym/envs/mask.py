@@ -49,6 +49,8 @@ class MaskEnv(NetworkEnv, EzPickle):
     ## Action Space
     `Box(0, 1, (U,))`: a score for every unit, numbered layer by layer. The highest stay, exactly `keep` of all of them
     together and at least one in every layer; of equal scores the first. A mask of zeros and ones is its own choice.
+    A component acts on a unit, not on a node, so the graph policies of `agents` don't fit here: the searchers of
+    `gnnrl early` do.
 
     ## Reward
     Minus the Top-1 error on the search split, in [-1, 0]:

@@ -43,6 +43,7 @@ class RelationalEnv(PoolEnv, EzPickle):
     `action="descriptors"`: `Box(0, 1, (D,))`, a point in descriptor space, between the pool's smallest (0) and largest
     value (1) of each descriptor; it is answered by the nearest unseen graph, in standard deviations of the pool.
     `action="index"`: `Discrete(P)`, a graph of the pool, seen or not.
+    No component acts on a node, so the graph policies of `agents` don't fit here: the searchers of `gnnrl bogp` do.
 
     ## Reward
     Minus the Top-1 error on the search split, in [-1, 0].
