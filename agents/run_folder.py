@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.recorder import LOG
-from agents.results import DIGESTS, RESULT, WEIGHTS, write_atomic
+from agents.results import ASKED_OF, DIGESTS, RESULT, WEIGHTS, write_atomic, written_by
 from gnnrl_gym.files import plain, read_json
 
 COPY = "Copy the run to a folder that can be written, and go on there."
@@ -27,6 +27,14 @@ def seconds_before(folder: Path | None) -> float:
     if folder is None or not (folder / RESULT).is_file():
         return 0.0
     return float(read_json(folder / RESULT).get("seconds", 0.0))
+
+
+def is_of_run(run: str | os.PathLike[str], key: str, digest: str) -> bool:
+    """Whether weights or data with this `digest` are those that a run was given, by its record (`DIGESTS`); True of a
+    run whose record holds none, being of before there were digests."""
+    command = written_by(run)
+    environment = read_json(Path(run) / ASKED_OF[command]).get("environment") if command else None
+    return not isinstance(environment, dict) or environment.get(key) in (None, digest)
 
 
 def free_folder(out: str | os.PathLike[str]) -> Path:
