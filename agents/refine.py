@@ -21,7 +21,7 @@ from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.latency import measure_latency
 from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.evaluation.threads import fitting_threads
-from gnnrl_gym.export import update_slim
+from gnnrl_gym.export import read_slim, update_slim
 from gnnrl_gym.files import digest_of
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.sparsity import SparseNetwork
@@ -68,18 +68,18 @@ def finetune_run(
     check_choice("images", images, IMAGES)
     result, folder = SearchResult.load(run), Path(run)
     check_writable(folder, COPY)
-    if distill and result.settings.get("objective") and result.weights is None:
-        raise ValueError(f"distill={distill}, but the dense network of {str(folder)!r} is not trained: use 0.")
+    how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}
+    how |= {"seed": seed}
     place, splits = resolve_device(device), _splits(result, folder, data)
     if images == "all":
         splits = replace(splits, train=splits.train.joined(splits.search))
-    network, slim = result.network(model), result.pruned(model)
-    if distill and not _is_dense(result, folder, network):
-        raise ValueError(
-            f"distill={distill} learns from the network that {str(folder)!r} pruned, but {result.model} has other "
-            "weights here: give the run's own (in Python as model=), or use 0."
-        )
-    teacher, dtype = copy.deepcopy(network.model) if distill else None, fitting_dtype("auto", network, place)
+    network, slim = result.network(model), result.pruned(model).to(place)
+    done = read_slim(result.weights_file)["finetuning"]
+    if len(done) > len(result.settings.get("finetuning", [])):  # cut when the weights were written, the record not
+        _record(result, folder, slim, splits, done[-1])
+        if done[-1] == how:
+            return result
+    teacher, dtype = _teacher(result, folder, network, distill), fitting_dtype("auto", network, place)
     # the epochs before are in the name: what an earlier fine-tuning may have left is no part of this one
     checkpoint = folder / f"{CHECKPOINT}{result.finetune_epochs or 0}.pt"
     bar = Progress(epochs, "epoch", "fine-tuning", lines=epochs)
@@ -87,20 +87,24 @@ def finetune_run(
     def show(epoch: int, loss: float) -> None:
         bar.at(epoch, f"training loss {loss:.3f}")
 
-    with closing(bar), _held(network, slim.to(place), result.kept()), fitting_threads(network):
+    with closing(bar), _held(network, slim, result.kept()), fitting_threads(network):
         finetune(
             slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
             checkpoint=checkpoint,
         )  # fmt: skip
-    result.finetuned_accuracy = accuracy(slim, splits.test)
-    result.finetune_epochs = (result.finetune_epochs or 0) + epochs
-    how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}
-    result.settings.setdefault("finetuning", []).append(how | {"seed": seed})
-    update_slim(result.weights_file, slim)
+    update_slim(result.weights_file, slim, [*result.settings.get("finetuning", []), how])
+    _record(result, folder, slim, splits, how)
+    return result
+
+
+def _record(result: SearchResult, folder: Path, slim: nn.Module, data: DataSplits, how: dict[str, Any]) -> None:
+    """Write what a fine-tuning has made of the run, and remove what was kept of it on the way."""
+    result.finetuned_accuracy = accuracy(slim, data.test)
+    result.finetune_epochs = (result.finetune_epochs or 0) + how["epochs"]
+    result.settings.setdefault("finetuning", []).append(how)
     result.save(folder)
     for left in folder.glob(f"{CHECKPOINT}*.pt"):
         left.unlink()
-    return result
 
 
 def _splits(result: SearchResult, run: str | os.PathLike[str], data: DataSplits | None) -> DataSplits:
@@ -116,6 +120,24 @@ def _splits(result: SearchResult, run: str | os.PathLike[str], data: DataSplits 
             "run's own again (in Python as data=)."
         )
     return splits
+
+
+def _teacher(result: SearchResult, run: Path, network: PrunableNetwork, distill: float) -> nn.Module | None:
+    """The dense network, where the pruned one is to learn from it.
+
+    Raises:
+        ValueError: it is not trained, or not the run's.
+    """
+    if not distill:
+        return None
+    if result.settings.get("objective") and result.weights is None:
+        raise ValueError(f"distill={distill}, but the dense network of {str(run)!r} is not trained: use 0.")
+    if not _is_dense(result, run, network):
+        raise ValueError(
+            f"distill={distill} learns from the network that {str(run)!r} pruned, but {result.model} has other "
+            "weights here: give the run's own (in Python as model=), or use 0."
+        )
+    return copy.deepcopy(network.model)
 
 
 def _is_dense(result: SearchResult, run: str | os.PathLike[str], network: PrunableNetwork) -> bool:
