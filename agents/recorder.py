@@ -52,7 +52,8 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         self._log = folder / LOG if folder else None
         self._known = remembered(folder) if folder else []
         self._size = _size_of(self._log)
-        self._curves = SummaryWriter(str(folder / "tensorboard")) if folder else None
+        # flushed often: a Ctrl-C within its queue leaves its thread asleep until then, and `close` waits for it
+        self._curves = SummaryWriter(str(folder / "tensorboard"), flush_secs=2) if folder else None
         self.best: Ints | None = None
         self.best_accuracy = -1.0
         self.accuracies: list[float] = []

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from agents import SearchResult, search
+from agents.recorder import PlanRecorder
 from agents.refine import finetune_run
 from agents.searchers import SEARCHERS
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -46,6 +47,27 @@ def test_interrupted_search_leaves_a_usable_result(
     assert result.interrupted and again.interrupted
     assert again.evaluations == len(lines(tmp_path / "run")) == 3
     assert accuracy(again.pruned(), load_data("digits").test) == result.test_accuracy
+
+
+def test_interrupted_twice_it_leaves_the_same(digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def close(recorder: PlanRecorder) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(SEARCHERS, "interrupted", interrupted_after(3))
+    monkeypatch.setattr(PlanRecorder, "close", close)
+    result = search(digits_env, "interrupted", 100, out=tmp_path / "run")
+    assert result.interrupted and SearchResult.load(tmp_path / "run") == result
+
+
+def test_a_lost_wakeup_of_the_curves_holds_up_nothing(digits_env: Env, tmp_path: Path) -> None:
+    recorder = PlanRecorder(digits_env, 3, tmp_path)
+    assert recorder._curves is not None
+    queue = recorder._curves._get_file_writer().event_writer._async_writer._byte_queue
+    queue.not_empty.notify = lambda *_: None  # as a Ctrl-C in it leaves the writing thread: asleep
+    recorder.play([recorder.action_space.sample()])
+    start = time.perf_counter()
+    recorder.close()
+    assert time.perf_counter() - start < 10
 
 
 def test_interrupted_before_the_first_evaluation(digits_env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
