@@ -168,8 +168,22 @@ class SearchResult:
             raise kind(f"{error}. {own}. {FROM_THERE}") from error
 
     def pruned(self, model: nn.Module | None = None) -> nn.Module:
-        """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""
-        return rebuild_slim(self.network(model), read_slim(self.weights_file), str(self.weights_file))
+        """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode.
+
+        Args:
+            model: as for `network`; its weights are of no matter.
+
+        Raises:
+            ValueError: the file is damaged, or of another network or plan. FileNotFoundError: it is not there.
+        """
+        saved = read_slim(self.weights_file)
+        slim = rebuild_slim(self.network(model), saved, str(self.weights_file))
+        if saved["widths"] is not None and saved["widths"].tolist() != self.widths:  # absent from old files
+            raise ValueError(
+                f"{str(self.weights_file)!r} holds another plan than {RESULT} beside it: put back the file that belongs"
+                " to it, or if the search was interrupted, go on with it (gnnrl search --resume)."
+            )
+        return slim
 
     def kept(self) -> Any:
         """Which units the pruned network of the run has, bool [U]."""
