@@ -99,16 +99,21 @@ def _run(env: gym.Env[Any, Any], folder: Path, finetune: int, **asked: Any) -> N
     inner: PruneEnv = env.unwrapped  # type: ignore[assignment]
     device = inner.arguments["device"]
     _say_what_is_pruned(inner, asked["evaluations"])
-    result = run_search(env, **asked, out=folder, progress=True)
+    later = f"To go on: gnnrl search --resume {quoted(folder)} --finetune {finetune}"
+    try:
+        result = run_search(env, **asked, out=folder, progress=True)
+    except KeyboardInterrupt:
+        if folder.exists():  # nothing is left of a run that had not scored anything
+            say(f"Interrupted. {later}")
+        raise
     if result.interrupted:
-        later = f"gnnrl search --resume {quoted(folder)} --finetune {finetune}"
-        say(f"Interrupted: this is the best so far. To go on: {later}")
+        say(f"Interrupted: this is the best so far. {later}")
     elif finetune:
         try:
             result = finetune_run(folder, finetune, device=device, seed=result.seed)
         except KeyboardInterrupt:
-            later = f"gnnrl finetune {quoted(folder)} --epochs {finetune} --seed {result.seed} --device {device}"
-            say(f"Fine-tuning stopped. It goes on after its last whole epoch: {later}")
+            again = f"gnnrl finetune {quoted(folder)} --epochs {finetune} --seed {result.seed} --device {device}"
+            say(f"Fine-tuning stopped. It goes on after its last whole epoch: {again}")
     show(result)
 
 

@@ -327,6 +327,21 @@ def test_interrupted_search_goes_on_with_the_epochs_that_were_asked(
     assert record["finetune_epochs"] is None and not record["interrupted"]
 
 
+def test_a_search_that_is_interrupted_before_a_plan_within_the_budget_says_how_it_goes_on(
+    tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(recorder: Any, *_: Any) -> None:
+        recorder.evaluate(recorder.unwrapped.network.widths)  # the dense network: above any budget
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(SEARCHERS, "random", cut)
+    code, out, _ = shell(*small(tmp_path / "a run", "--finetune", 2))
+    assert code == 130 and f"To go on: gnnrl search --resume '{tmp_path / 'a run'}' --finetune 2" in out
+    monkeypatch.setitem(SEARCHERS, "random", interrupted)
+    code, out, _ = shell(*small(tmp_path / "other"))
+    assert code == 130 and "To go on" not in out and not (tmp_path / "other").exists()
+
+
 def test_search_first_says_how_good_the_dense_network_is(shell: Shell, tmp_path: Path) -> None:
     dense = accuracy(load_model("digits-resnet"), load_data("digits").search.take(50))
     _, out, _ = shell(*small(tmp_path / "run[best]", "--finetune", 0))
