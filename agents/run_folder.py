@@ -12,7 +12,7 @@ from typing import Any
 
 from agents.recorder import LOG
 from agents.results import ASKED_OF, DIGESTS, RESULT, WEIGHTS, write_atomic, written_by
-from gnnrl_gym.files import plain, read_json
+from gnnrl_gym.files import check_entries, plain, read_json
 
 COPY = "Copy the run to a folder that can be written, and go on there."
 
@@ -113,8 +113,11 @@ def begin(
     return folder
 
 
-def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
+def read_asked(run: str | os.PathLike[str], name: str, **kinds: type) -> dict[str, Any]:
     """What was asked of the unfinished run in a folder, by its file `name`, which differs from command to command.
+
+    Args:
+        kinds: of what it must hold.
 
     Raises:
         FileNotFoundError: no run was begun there.
@@ -131,7 +134,11 @@ def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
             f"The interrupted run in {str(folder)!r} is fine-tuned by now, and going on would overwrite that: move "
             f"{RESULT} and {WEIGHTS} elsewhere first."
         )
-    return read_json(path)
+    asked = read_json(path)
+    check_entries(path, asked, kinds)
+    if "environment" in kinds:
+        check_entries(path, asked["environment"], {"model": str})
+    return asked
 
 
 def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], name: str) -> None:

@@ -109,7 +109,7 @@ def _searched(
     progress: bool, settings: dict[str, Any],
 ) -> tuple[PlanRecorder, bool]:  # fmt: skip
     """Run the searcher: a recorder with a plan, and whether it was interrupted."""
-    for line in remembered(folder) if folder else ():
+    for line in remembered(folder, "widths", "search_accuracy") if folder else ():
         prune.evaluator.remember(np.array(line["widths"]), line["search_accuracy"])
     recorder, interrupted = PlanRecorder(env, evaluations, folder, progress), False
     try:
