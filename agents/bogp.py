@@ -87,7 +87,7 @@ def _one_thread_if_small(env: RelationalEnv) -> Any:
 def _search(name: str, env: RelationalEnv, question: Question, folder: Path, progress: bool) -> tuple[int, float]:
     """The pick of a searcher and its search accuracy."""
     folder.mkdir(exist_ok=True)
-    for line in remembered(folder):
+    for line in remembered(folder, "graph", "search_accuracy"):
         env.remember(line["graph"], line["search_accuracy"])
     env.reset(seed=question.seed)
     recorder = PlanRecorder(env, question.evaluations, folder, progress)
@@ -104,7 +104,8 @@ def _trained(env: RelationalEnv, question: Question, folder: Path, picks: dict[s
     """Test accuracies of the final trainings; each is logged in the folder `trained` when it is done."""
     log = folder / TRAINED / LOG
     log.parent.mkdir(exist_ok=True)
-    known = {(line["graph"], line["seed"]): line["test_accuracy"] for line in remembered(log.parent)}
+    before = remembered(log.parent, "graph", "seed", "test_accuracy")
+    known = {(line["graph"], line["seed"]): line["test_accuracy"] for line in before}
     seeds = range(question.train_seeds, question.train_seeds + question.final_seeds)
 
     def accuracies(graph: int | None, weights: Path | None = None) -> list[float]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import gymnasium as gym
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from agents.results import RESULT, SearchResult, written_by
+from agents.results import FROM_THERE, RESULT, SearchResult, written_by
+from gnnrl_gym.zoo.data import data_names
 from gnnrl_gym.zoo.models import model_names
 
 console = Console()
@@ -74,6 +76,23 @@ def check_has_a_name(folder: Path, model: str, call: str) -> None:
             f"{str(folder)!r} prunes a module of your own, {model}: go on in Python, with {call}(env, ..., out=..., "
             "resume=True)."
         )
+
+
+def made_as_begun(kind: str, arguments: dict[str, Any]) -> gym.Env[Any, Any]:
+    """The environment of a run that is gone on with.
+
+    Raises:
+        ValueError, FileNotFoundError: as `gym.make`; files that are not there may be where the run was begun.
+    """
+    try:
+        return gym.make(kind, **arguments)
+    except (ValueError, FileNotFoundError) as error:
+        given = [arguments.get(name) for name in ("data", "weights")]
+        paths = [str(each) for each in given if each not in (None, *data_names())]
+        if not any(repr(path) in str(error) and not Path(path).exists() for path in paths):
+            raise
+        again = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise again(f"{error}. {FROM_THERE}") from error
 
 
 def newest_run() -> Path:

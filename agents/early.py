@@ -130,7 +130,7 @@ def search_mask(
     from an interrupted run is not measured again."""
     mask_env: Any = env.unwrapped
     env.reset(seed=seed)  # whatever was searched before
-    for line in remembered(folder) if folder else ():
+    for line in remembered(folder, "mask", "search_accuracy") if folder else ():
         mask_env.evaluator.remember(line["mask"], line["search_accuracy"])
     recorder = PlanRecorder(env, evaluations, folder, progress)
     try:

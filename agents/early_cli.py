@@ -10,7 +10,17 @@ import typer
 from rich.table import Table
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
-from agents.cli_common import Data, Device, check_goes_on_alone, check_has_a_name, console, new_folder, quoted, say
+from agents.cli_common import (
+    Data,
+    Device,
+    check_goes_on_alone,
+    check_has_a_name,
+    console,
+    made_as_begun,
+    new_folder,
+    quoted,
+    say,
+)
 from agents.early import ASKED, METHODS, check_request
 from agents.early import early as run_early
 from agents.results import SearchResult, environment_arguments
@@ -71,11 +81,14 @@ def early(
 
 def _go_on(folder: Path) -> None:
     """With the run of a folder as it was asked for."""
-    asked = read_asked(folder, ASKED)
-    recipe = Recipe(**asked.pop("recipe"))
+    asked = read_asked(folder, ASKED, environment=dict, recipe=dict)
+    try:
+        recipe = Recipe(**asked.pop("recipe"))
+    except TypeError as error:
+        raise ValueError(f"{str(folder / ASKED)!r} is damaged, its 'recipe' is none: {error}") from error
     arguments = environment_arguments(asked.pop("environment"))
     check_has_a_name(folder, arguments["model"], "agents.early.early")
-    env = gym.make("GNNRL-Mask-v0", **arguments)
+    env = made_as_begun("GNNRL-Mask-v0", arguments)
     _run(env, folder, **asked, recipe=recipe, resume=True)
 
 

@@ -50,9 +50,10 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         self.plan_key = str(getattr(env.unwrapped, "plan_key", "widths"))
         self.limit = evaluations
         self._log = folder / LOG if folder else None
-        self._known = remembered(folder) if folder else []
+        self._known = remembered(folder, self.plan_key) if folder else []
         self._size = _size_of(self._log)
-        self._curves = SummaryWriter(str(folder / "tensorboard")) if folder else None
+        # flushed often: a Ctrl-C within its queue leaves its thread asleep until then, and `close` waits for it
+        self._curves = SummaryWriter(str(folder / "tensorboard"), flush_secs=2) if folder else None
         self.best: Ints | None = None
         self.best_accuracy = -1.0
         self.accuracies: list[float] = []
@@ -197,8 +198,15 @@ def _logged(plan: np.ndarray) -> Any:
     return plan.tolist() if plan.size <= MOST_UNITS else digest(plan)
 
 
-def remembered(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run folder, as `evaluations.jsonl` holds them. A half-written last line is cut off."""
+def remembered(folder: Path, *entries: str) -> list[dict[str, Any]]:
+    """The evaluations of a run folder, as `evaluations.jsonl` holds them. A half-written last line is cut off.
+
+    Args:
+        entries: what every line must have.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
     path, found = folder / LOG, []
     if not path.is_file():
         return []
@@ -210,6 +218,8 @@ def remembered(folder: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError as error:
             raise ValueError(f"Line {len(found) + 1} of {str(path)!r} is damaged: {error}") from error
+        if not isinstance(found[-1], dict) or not found[-1].keys() >= set(entries):
+            raise ValueError(f"Line {len(found)} of {str(path)!r} is damaged: it is no record of an evaluation.")
         whole += len(line)
     with path.open("r+b") as file:
         file.truncate(whole)

@@ -13,15 +13,16 @@ import torch
 from torch import nn
 
 from agents.progress import Progress
-from agents.results import SearchResult
-from agents.run_folder import COPY, check_writable
+from agents.results import DIGESTS, SearchResult, digest_of_data
+from agents.run_folder import COPY, check_writable, is_of_run
 from gnnrl_gym.checks import check_choice, check_number, check_seed, check_whole
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.latency import measure_latency
 from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.evaluation.threads import fitting_threads
-from gnnrl_gym.export import update_slim
+from gnnrl_gym.export import read_slim, update_slim
+from gnnrl_gym.files import digest_of
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.sparsity import SparseNetwork
 from gnnrl_gym.zoo import DataSplits
@@ -55,8 +56,9 @@ def finetune_run(
         images: "train": the train split. "all": the search split too, which has done its work once a plan is chosen.
 
     Raises:
-        ValueError: a number out of range, an unknown schedule; `distill` is above 0 where the dense network of the run
-            has random weights; or the training diverged. The run stays as it was.
+        ValueError: a number out of range, an unknown schedule; other data than the run's, by its labels, size and
+            normalisation; `distill` is above 0 where the dense network of the run has random weights, or the one here
+            has others than the run's; or the training diverged. The run stays as it was.
         PermissionError: nothing can be written in the run folder.
     """
     check_whole(1, epochs=epochs)
@@ -66,13 +68,18 @@ def finetune_run(
     check_choice("images", images, IMAGES)
     result, folder = SearchResult.load(run), Path(run)
     check_writable(folder, COPY)
-    if distill and result.settings.get("objective") and result.weights is None:
-        raise ValueError(f"distill={distill}, but the dense network of {str(folder)!r} is not trained: use 0.")
-    place, splits = resolve_device(device), result.splits(data)
+    how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}
+    how |= {"seed": seed}
+    place, splits = resolve_device(device), _splits(result, folder, data)
     if images == "all":
         splits = replace(splits, train=splits.train.joined(splits.search))
-    network, slim = result.network(model), result.pruned(model)
-    teacher, dtype = copy.deepcopy(network.model) if distill else None, fitting_dtype("auto", network, place)
+    network, slim = result.network(model), result.pruned(model).to(place)
+    done = read_slim(result.weights_file)["finetuning"]
+    if len(done) > len(result.settings.get("finetuning", [])):  # cut when the weights were written, the record not
+        _record(result, folder, slim, splits, done[-1])
+        if done[-1] == how:
+            return result
+    teacher, dtype = _teacher(result, folder, network, distill), fitting_dtype("auto", network, place)
     # the epochs before are in the name: what an earlier fine-tuning may have left is no part of this one
     checkpoint = folder / f"{CHECKPOINT}{result.finetune_epochs or 0}.pt"
     bar = Progress(epochs, "epoch", "fine-tuning", lines=epochs)
@@ -80,20 +87,62 @@ def finetune_run(
     def show(epoch: int, loss: float) -> None:
         bar.at(epoch, f"training loss {loss:.3f}")
 
-    with closing(bar), _held(network, slim.to(place), result.kept()), fitting_threads(network):
+    with closing(bar), _held(network, slim, result.kept()), fitting_threads(network):
         finetune(
             slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
             checkpoint=checkpoint,
         )  # fmt: skip
-    result.finetuned_accuracy = accuracy(slim, splits.test)
-    result.finetune_epochs = (result.finetune_epochs or 0) + epochs
-    how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}
-    result.settings.setdefault("finetuning", []).append(how | {"seed": seed})
-    update_slim(result.weights_file, slim)
+    update_slim(result.weights_file, slim, [*result.settings.get("finetuning", []), how])
+    _record(result, folder, slim, splits, how)
+    return result
+
+
+def _record(result: SearchResult, folder: Path, slim: nn.Module, data: DataSplits, how: dict[str, Any]) -> None:
+    """Write what a fine-tuning has made of the run, and remove what was kept of it on the way."""
+    result.finetuned_accuracy = accuracy(slim, data.test)
+    result.finetune_epochs = (result.finetune_epochs or 0) + how["epochs"]
+    result.settings.setdefault("finetuning", []).append(how)
     result.save(folder)
     for left in folder.glob(f"{CHECKPOINT}*.pt"):
         left.unlink()
-    return result
+
+
+def _splits(result: SearchResult, run: str | os.PathLike[str], data: DataSplits | None) -> DataSplits:
+    """The data of a run: `data`, or what its record names.
+
+    Raises:
+        ValueError: other data than the run's. TypeError, FileNotFoundError: as `SearchResult.splits`.
+    """
+    splits = result.splits(data)
+    if not is_of_run(run, "data_digest", digest_of_data(splits)):
+        raise ValueError(
+            f"{os.fspath(run)!r} was run with other {DIGESTS['data_digest']} than {splits.name!r} has here: give the "
+            "run's own again (in Python as data=)."
+        )
+    return splits
+
+
+def _teacher(result: SearchResult, run: Path, network: PrunableNetwork, distill: float) -> nn.Module | None:
+    """The dense network, where the pruned one is to learn from it.
+
+    Raises:
+        ValueError: it is not trained, or not the run's.
+    """
+    if not distill:
+        return None
+    if result.settings.get("objective") and result.weights is None:
+        raise ValueError(f"distill={distill}, but the dense network of {str(run)!r} is not trained: use 0.")
+    if not _is_dense(result, run, network):
+        raise ValueError(
+            f"distill={distill} learns from the network that {str(run)!r} pruned, but {result.model} has other "
+            "weights here: give the run's own (in Python as model=), or use 0."
+        )
+    return copy.deepcopy(network.model)
+
+
+def _is_dense(result: SearchResult, run: str | os.PathLike[str], network: PrunableNetwork) -> bool:
+    """Whether `network` has the weights that the run's plans were scored with."""
+    return result.dense_is_kept and is_of_run(run, "weights_digest", digest_of(network.model.state_dict()))
 
 
 def _held(network: PrunableNetwork, slim: nn.Module, kept: Any) -> AbstractContextManager[Any]:
@@ -122,18 +171,23 @@ def evaluate_run(
 ) -> Evaluation:
     """Rebuild the pruned network of a run folder from its plan and weights, and measure it on the test split.
 
-    The dense network's accuracy is the record's where its weights were trained for the run and not kept.
+    Any weights of `model` do, the pruned network has its own: the dense network's accuracy is the record's where they
+    are others than the run's, or the run's were trained for it and not kept.
+
+    Raises:
+        ValueError: other data than the run's, by its labels, size and normalisation.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}.")
     result = SearchResult.load(run)
-    place, splits = resolve_device(device), result.splits(data)
+    place, splits = resolve_device(device), _splits(result, run, data)
     network, slim = result.network(model), result.pruned(model).to(place)
     dense = copy.deepcopy(network.model).to(place).eval()  # a module may be given in training mode
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)
     with fitting_threads(network):
         pruned_accuracy = accuracy(slim, splits.test)
-        dense_accuracy = accuracy(dense, splits.test) if result.dense_is_kept else result.dense_test_accuracy
+        ours = _is_dense(result, run, network)
+        dense_accuracy = accuracy(dense, splits.test) if ours else result.dense_test_accuracy
         dense_latency, pruned_latency = measure_latency([dense, slim], images)
     return Evaluation(
         accuracy=pruned_accuracy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.network import NetworkEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.export import read_slim, rebuild_slim
-from gnnrl_gym.files import digest_of, plain, read_json
+from gnnrl_gym.files import check_entries, digest_of, plain, read_json
 from gnnrl_gym.files import write_atomic as write_atomic
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.sparsity import make_network
@@ -31,6 +32,8 @@ RESULT, WEIGHTS = "result.json", "pruned.pt"
 ASKED_OF = {"search": "search.json", "early": "early.json", "bogp": "bogp.json", "train": "train.json"}
 # keys of `environment_record`, and what they are digests of
 DIGESTS = {"weights_digest": "weights of the network", "data_digest": "labels, size or normalisation of the images"}
+# of what goes on from a record, its kinds
+_ENTRIES = {"model": str, "data": str, "widths": list, "settings": dict}
 FROM_THERE = "A run's relative paths count from the folder in which it was begun: do it there."
 IN_PYTHON = "agents.refine.evaluate_run(run, model=..., data=...) in Python, likewise finetune_run"
 
@@ -96,19 +99,21 @@ class SearchResult:
         """Read a run folder.
 
         Raises:
-            FileNotFoundError: there is no result in it.
+            FileNotFoundError: there is no result in it (yet).
             ValueError: the record is damaged or of another kind.
         """
         path = Path(folder) / RESULT
         if not path.is_file():
-            raise FileNotFoundError(f"No {RESULT} in {os.fspath(folder)!r}: give the folder that `gnnrl search` wrote.")
+            raise FileNotFoundError(_no_result(folder))
         try:
-            return cls(**read_json(path), out=os.fspath(folder))
+            result = cls(**read_json(path), out=os.fspath(folder))
         except TypeError as error:
             if written_by(folder) == "bogp":
                 message = f"{path} was written by `gnnrl bogp`, not by a search: see report.md beside it."
                 raise ValueError(message) from error
             raise ValueError(f"{path} is not the record of a search: {error}") from error
+        check_entries(path, vars(result), _ENTRIES)
+        return result
 
     def network(self, model: nn.Module | None = None) -> PrunableNetwork:
         """The dense network with the groups and order that the plan refers to.
@@ -168,8 +173,22 @@ class SearchResult:
             raise kind(f"{error}. {own}. {FROM_THERE}") from error
 
     def pruned(self, model: nn.Module | None = None) -> nn.Module:
-        """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode."""
-        return rebuild_slim(self.network(model), read_slim(self.weights_file), str(self.weights_file))
+        """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode.
+
+        Args:
+            model: as for `network`; its weights are of no matter.
+
+        Raises:
+            ValueError: the file is damaged, or of another network or plan. FileNotFoundError: it is not there.
+        """
+        saved = read_slim(self.weights_file)
+        slim = rebuild_slim(self.network(model), saved, str(self.weights_file))
+        if saved["widths"] is not None and saved["widths"].tolist() != self.widths:  # absent from old files
+            raise ValueError(
+                f"{str(self.weights_file)!r} holds another plan than {RESULT} beside it: put back the file that belongs"
+                " to it, or if the search was interrupted, go on with it (gnnrl search --resume)."
+            )
+        return slim
 
     def kept(self) -> Any:
         """Which units the pruned network of the run has, bool [U]."""
@@ -190,6 +209,13 @@ def _check_given(name: str, value: Any, kind: type, such: str) -> None:
     """
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be of the class {kind.__name__}, such as {such}, got {value!r:.100}.")
+
+
+def _no_result(run: str | os.PathLike[str]) -> str:
+    command, place = written_by(run), os.fspath(run)
+    if command in ("search", "early"):
+        return f"The run in {place!r} is not finished: go on with gnnrl {command} --resume {shlex.quote(place)}"
+    return f"No {RESULT} in {place!r}: give the folder that `gnnrl search` wrote."
 
 
 def written_by(run: str | os.PathLike[str]) -> str | None:

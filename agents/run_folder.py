@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.recorder import LOG
-from agents.results import DIGESTS, RESULT, WEIGHTS, write_atomic
-from gnnrl_gym.files import plain, read_json
+from agents.results import ASKED_OF, DIGESTS, RESULT, WEIGHTS, write_atomic, written_by
+from gnnrl_gym.files import check_entries, plain, read_json
 
 COPY = "Copy the run to a folder that can be written, and go on there."
 
@@ -27,6 +27,14 @@ def seconds_before(folder: Path | None) -> float:
     if folder is None or not (folder / RESULT).is_file():
         return 0.0
     return float(read_json(folder / RESULT).get("seconds", 0.0))
+
+
+def is_of_run(run: str | os.PathLike[str], key: str, digest: str) -> bool:
+    """Whether weights or data with this `digest` are those that a run was given, by its record (`DIGESTS`); True of a
+    run whose record holds none, being of before there were digests."""
+    command = written_by(run)
+    environment = read_json(Path(run) / ASKED_OF[command]).get("environment") if command else None
+    return not isinstance(environment, dict) or environment.get(key) in (None, digest)
 
 
 def free_folder(out: str | os.PathLike[str]) -> Path:
@@ -105,8 +113,11 @@ def begin(
     return folder
 
 
-def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
+def read_asked(run: str | os.PathLike[str], name: str, **kinds: type) -> dict[str, Any]:
     """What was asked of the unfinished run in a folder, by its file `name`, which differs from command to command.
+
+    Args:
+        kinds: of what it must hold.
 
     Raises:
         FileNotFoundError: no run was begun there.
@@ -123,7 +134,11 @@ def read_asked(run: str | os.PathLike[str], name: str) -> dict[str, Any]:
             f"The interrupted run in {str(folder)!r} is fine-tuned by now, and going on would overwrite that: move "
             f"{RESULT} and {WEIGHTS} elsewhere first."
         )
-    return read_json(path)
+    asked = read_json(path)
+    check_entries(path, asked, kinds)
+    if "environment" in kinds:
+        check_entries(path, asked["environment"], {"model": str})
+    return asked
 
 
 def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], name: str) -> None:

@@ -63,7 +63,7 @@ def search(
         ValueError: unknown method, no evaluation, an environment of another kind or with wrappers that `gym.make` does
             not put there, or a run to resume that was made with other settings, weights or data.
         FileExistsError: `out` holds a run.
-        KeyboardInterrupt: interrupted before the first evaluation was done.
+        KeyboardInterrupt: interrupted before a plan within the budget was scored.
     """
     prune = _checked(env, method, evaluations, seed)
     evaluations, seed = int(evaluations), int(seed)  # NumPy's are no seeds to some generators
@@ -109,18 +109,17 @@ def _searched(
     progress: bool, settings: dict[str, Any],
 ) -> tuple[PlanRecorder, bool]:  # fmt: skip
     """Run the searcher: a recorder with a plan, and whether it was interrupted."""
-    for line in remembered(folder) if folder else ():
+    for line in remembered(folder, "widths", "search_accuracy") if folder else ():
         prune.evaluator.remember(np.array(line["widths"]), line["search_accuracy"])
     recorder, interrupted = PlanRecorder(env, evaluations, folder, progress), False
     try:
-        with contextlib.suppress(EvaluationsExhausted), fitting_threads(prune.network), deterministic(prune.device):
+        threads, same = fitting_threads(prune.network), deterministic(prune.device)
+        with contextlib.closing(recorder), contextlib.suppress(EvaluationsExhausted), threads, same:
             SEARCHERS[method](recorder, seed, folder, **settings)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # also a second one, while the recorder is closed
         if recorder.best is None:
             raise
         interrupted = True
-    finally:
-        recorder.close()
     if recorder.best is None:
         allowed = in_words(prune.budgets)
         raise ValueError(f"{method} never reached the budget, {allowed}: give it more evaluations or steps.")

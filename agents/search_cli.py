@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import gymnasium as gym
 import typer
+from rich.markup import escape
 
 import gnnrl_gym  # noqa: F401  (registers the environments)
 from agents.cli_common import (
@@ -15,6 +16,7 @@ from agents.cli_common import (
     check_goes_on_alone,
     check_has_a_name,
     console,
+    made_as_begun,
     new_folder,
     quoted,
     say,
@@ -76,7 +78,7 @@ def search(
     check_request(method, evaluations, seed, start)
     folder = free_folder(out or new_folder(f"{model}-{method}"))
     if weights is None and model != DIGITS:
-        console.print(f"[yellow]No --weights: {model} is pruned with random weights, which says little.[/]")
+        console.print(f"[yellow]No --weights: {escape(model)} is pruned with random weights, which says little.[/]")
     env = gym.make(
         "GNNRL-Prune-v0", model=model, data=data or "digits", weights=weights, budget=_budget(budget or ["0.5"]),
         metric=metric, importance=importance, floor=floor, round_to=round_to, granularity=granularity,
@@ -88,10 +90,10 @@ def search(
 
 def _go_on(folder: Path, finetune: int) -> None:
     """With the search of a run folder as it was asked for."""
-    asked = read_asked(folder, ASKED)
+    asked = read_asked(folder, ASKED, environment=dict, method=str, evaluations=int, seed=int)
     arguments = environment_arguments(asked.pop("environment"))
     check_has_a_name(folder, arguments["model"], "agents.search")
-    _run(gym.make("GNNRL-Prune-v0", **arguments), folder, finetune, **asked, resume=True)
+    _run(made_as_begun("GNNRL-Prune-v0", arguments), folder, finetune, **asked, resume=True)
 
 
 def _run(env: gym.Env[Any, Any], folder: Path, finetune: int, **asked: Any) -> None:
@@ -99,16 +101,21 @@ def _run(env: gym.Env[Any, Any], folder: Path, finetune: int, **asked: Any) -> N
     inner: PruneEnv = env.unwrapped  # type: ignore[assignment]
     device = inner.arguments["device"]
     _say_what_is_pruned(inner, asked["evaluations"])
-    result = run_search(env, **asked, out=folder, progress=True)
+    later = f"To go on: gnnrl search --resume {quoted(folder)} --finetune {finetune}"
+    try:
+        result = run_search(env, **asked, out=folder, progress=True)
+    except KeyboardInterrupt:
+        if folder.exists():  # nothing is left of a run that had not scored anything
+            say(f"Interrupted. {later}")
+        raise
     if result.interrupted:
-        later = f"gnnrl search --resume {quoted(folder)} --finetune {finetune}"
-        say(f"Interrupted: this is the best so far. To go on: {later}")
+        say(f"Interrupted: this is the best so far. {later}")
     elif finetune:
         try:
             result = finetune_run(folder, finetune, device=device, seed=result.seed)
         except KeyboardInterrupt:
-            later = f"gnnrl finetune {quoted(folder)} --epochs {finetune} --seed {result.seed} --device {device}"
-            say(f"Fine-tuning stopped. It goes on after its last whole epoch: {later}")
+            again = f"gnnrl finetune {quoted(folder)} --epochs {finetune} --seed {result.seed} --device {device}"
+            say(f"Fine-tuning stopped. It goes on after its last whole epoch: {again}")
     show(result)
 
 

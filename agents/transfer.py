@@ -73,7 +73,7 @@ def train_policy(
     settings = {**TRAINING, **settings, "policy_kwargs": policy}
     slots = settings.pop("slots", 10)
     with begun(out, asked, resume, ASKED) as folder:
-        for line in remembered(folder) if folder else ():
+        for line in remembered(folder, "network", "widths", "search_accuracy") if folder else ():
             env_of = inner.envs[line["network"]]
             plan = np.array(line["widths"])[: len(env_of.network.widths)]  # without the padding of `info`
             env_of.evaluator.remember(plan, line["search_accuracy"])

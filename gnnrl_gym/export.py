@@ -7,7 +7,7 @@ import copy
 import inspect
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ def save_slim(path: str | os.PathLike[str], network: PrunableNetwork, widths: Pl
     """Write the pruned `module` of a plan so that `load_slim` can rebuild it from the dense class.
 
     The file holds tensors and a string, and is read with ``weights_only=True``: ``kept`` (bool [U], the units that
-    stay), ``widths`` (int64 [A]), ``granularity``, ``state_dict`` (on the CPU). It is written at once or not at all.
+    stay), ``widths`` (int64 [A]), ``granularity``, ``state_dict`` (on the CPU), ``finetuning`` (how it was). It is
+    written at once or not at all.
 
     Args:
         network: the dense network that the plan refers to.
@@ -93,7 +94,7 @@ def read_slim(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise _damaged(path, f"it holds a {type(content).__name__}")
     if missing := [key for key in ("kept", "state_dict") if key not in content]:
         raise _damaged(path, f"it has no {missing[0]!r}")
-    content = {"granularity": CHANNELS, "widths": None} | content
+    content = {"granularity": CHANNELS, "widths": None, "finetuning": []} | content
     _check_form(path, content)
     return content
 
@@ -119,8 +120,8 @@ def rebuild_slim(network: PrunableNetwork, saved: dict[str, Any], source: str = 
     return slim.eval()
 
 
-def update_slim(path: str | os.PathLike[str], module: nn.Module) -> None:
-    """Replace the weights in a file of `save_slim` by those of the same pruned network, fine-tuned since.
+def update_slim(path: str | os.PathLike[str], module: nn.Module, finetuning: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Replace the weights in a file of `save_slim` by those of the same pruned network, `finetuning` says how since.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -129,7 +130,8 @@ def update_slim(path: str | os.PathLike[str], module: nn.Module) -> None:
     saved, state = read_slim(path), state_on_cpu(module)
     if {k: v.shape for k, v in saved["state_dict"].items()} != {k: v.shape for k, v in state.items()}:
         raise ValueError(f"The weights are of another network than those in {os.fspath(path)!r}.")
-    content = {key: value for key, value in saved.items() if value is not None} | {"state_dict": state}
+    changes = {"state_dict": state, "finetuning": list(map(dict, finetuning))}
+    content = {key: value for key, value in saved.items() if value is not None} | changes
     write_atomic(Path(path), lambda file: torch.save(content, file))
 
 
@@ -152,6 +154,8 @@ def _check_form(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         raise _damaged(path, "'widths' is no int64 tensor [A]")
     if not isinstance(content["granularity"], str):
         raise _damaged(path, "'granularity' is no string")
+    if not (isinstance(how := content["finetuning"], list) and all(isinstance(each, dict) for each in how)):
+        raise _damaged(path, "'finetuning' is no list of dictionaries")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise _damaged(path, "'state_dict' is no state dict")
 

@@ -49,6 +49,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def check_entries(path: Path, found: dict[str, Any], kinds: Mapping[str, type]) -> None:
+    """
+    Args:
+        found: what a JSON file at `path` holds. kinds: of the entries that it must have.
+
+    Raises:
+        ValueError: one is missing, or of another kind.
+    """
+    for name, kind in kinds.items():
+        if name not in found:
+            raise ValueError(f"{str(path)!r} is damaged: it has no {name!r}.")
+        if not isinstance(found[name], kind):
+            raise ValueError(f"{str(path)!r} is damaged: its {name!r} is {found[name]!r:.50}, not a {kind.__name__}.")
+
+
 def plain(value: Any) -> Any:
     """`json.dumps`'s default: NumPy's numbers and arrays as Python's, anything else as its text."""
     if isinstance(value, np.generic | np.ndarray):

@@ -260,6 +260,70 @@ def test_damaged_log_is_named(shell: Shell, run: Path) -> None:
     assert code == 2 and "Line 1 of" in err and "evaluations.jsonl" in err
 
 
+DAMAGED = {
+    "nothing was asked": ("search.json", "{}", "'.*search.json' is damaged: it has no 'environment'"),
+    "an environment of no kind": ("search.json", '{"environment": 3}', "its 'environment' is 3, not a dict"),
+    "no model": ("search.json", '{"environment": {}, "method": "es", "evaluations": 3, "seed": 0}', "has no 'model'"),
+    "a number for a line": ("evaluations.jsonl", "5\n", "Line 1 of '.*evaluations.jsonl' is damaged"),
+    "a line without a plan": ("evaluations.jsonl", '{"search_accuracy": 0.5}\n', "Line 1 of .* is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_that_is_json_is_named(shell: Shell, run: Path, damage: str) -> None:
+    name, text, said = DAMAGED[damage]
+    (run / "result.json").unlink()
+    (run / name).write_text(text)
+    code, _, err = shell("search", "--resume", run)
+    assert code == 2 and re.search(said, err)
+
+
+@pytest.mark.parametrize("recipe", [None, {}, {"speed": 3}])
+def test_a_damaged_recipe_is_named(shell: Shell, tmp_path: Path, recipe: Any) -> None:
+    (tmp_path / "early.json").write_text(json.dumps({"environment": {"model": "digits-resnet"}, "recipe": recipe}))
+    code, _, err = shell("early", "--resume", tmp_path)
+    assert code == 2 and re.search("early.json' is damaged.* its 'recipe' is", err)
+
+
+def test_a_record_without_settings_is_named(shell: Shell, run: Path) -> None:
+    record = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(record | {"settings": None}))
+    code, _, err = shell("evaluate", run)
+    assert code == 2 and re.search("result.json' is damaged: its 'settings' is None, not a dict", err)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune"])
+def test_a_run_that_is_not_finished_says_how_it_goes_on(shell: Shell, tmp_path: Path, command: str) -> None:
+    for name in ("search", "early"):
+        out = tmp_path / f"a {name}"
+        out.mkdir()
+        (out / f"{name}.json").write_text("{}")
+        code, _, err = shell(command, out)
+        assert code == 2 and f"'{out}' is not finished: go on with gnnrl {name} --resume '{out}'" in err
+
+
+@pytest.mark.parametrize("missing", ["data", "weights"])
+@pytest.mark.parametrize("command", ["search", "early"])
+def test_what_a_resumed_run_needs_is_said_to_be_elsewhere(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, missing: str
+) -> None:
+    asked = {"method": "random", "evaluations": 3, "seed": 0, "recipe": {"epochs": 1}}
+    file = {"data": "mine.npz", "weights": "mine.pt"}[missing]
+    environment = {"model": "digits-resnet", missing: file}
+    if command == "early":
+        environment |= {"objective": "pretrained"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{command}.json").write_text(json.dumps(asked | {"environment": environment}))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = shell(command, "--resume", "run")
+    assert code == 2 and f"'{file}'" in err and "relative paths count from the folder in which it was begun" in err
+
+
+def test_what_a_message_repeats_is_no_markup(shell: Shell, tmp_path: Path) -> None:
+    code, out, _ = shell("search", "--model", "[red]x", "--data", "digits", "--out", tmp_path / "run")
+    assert code == 2 and "No --weights: [red]x is pruned" in out
+
+
 def test_run_without_its_network_is_refused(shell: Shell, run: Path) -> None:
     (run / "pruned.pt").unlink()
     code, _, err = shell("evaluate", run, "--device", "cpu")
@@ -325,6 +389,21 @@ def test_interrupted_search_goes_on_with_the_epochs_that_were_asked(
     record = json.loads((tmp_path / "a run" / "result.json").read_text())
     assert code == 0 and record["evaluations"] == 3
     assert record["finetune_epochs"] is None and not record["interrupted"]
+
+
+def test_a_search_that_is_interrupted_before_a_plan_within_the_budget_says_how_it_goes_on(
+    tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(recorder: Any, *_: Any) -> None:
+        recorder.evaluate(recorder.unwrapped.network.widths)  # the dense network: above any budget
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(SEARCHERS, "random", cut)
+    code, out, _ = shell(*small(tmp_path / "a run", "--finetune", 2))
+    assert code == 130 and f"To go on: gnnrl search --resume '{tmp_path / 'a run'}' --finetune 2" in out
+    monkeypatch.setitem(SEARCHERS, "random", interrupted)
+    code, out, _ = shell(*small(tmp_path / "other"))
+    assert code == 130 and "To go on" not in out and not (tmp_path / "other").exists()
 
 
 def test_search_first_says_how_good_the_dense_network_is(shell: Shell, tmp_path: Path) -> None:

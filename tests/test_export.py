@@ -168,6 +168,8 @@ DAMAGE = {
         lambda c: changed(c, state_dict={k: torch.cat([v, v]) for k, v in c["state_dict"].items() if v.dim()}),
         "another shape",
     ),
+    "fine-tunings a number": (lambda c: changed(c, finetuning=3), "'finetuning' is no list"),
+    "fine-tunings as numbers": (lambda c: changed(c, finetuning=[3]), "'finetuning' is no list"),
     "code": (lambda c: changed(c, more=Hostile()), "damaged"),
 }
 

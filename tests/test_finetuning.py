@@ -299,6 +299,26 @@ def test_an_interrupted_run_goes_on(digits_env: Env, tmp_path: Path, monkeypatch
     assert not list((tmp_path / "killed").glob("finetuning-*"))
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_that_was_cut_between_its_two_files_is_not_trained_twice(
+    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    for name in ("whole", "killed"):
+        search(digits_env, "uniform", 1, out=tmp_path / name)
+        finetune_run(tmp_path / name, 1, device="cpu")
+    whole = finetune_run(tmp_path / "whole", 1, device="cpu")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SearchResult, "save", lambda *_: stop_after(1)(1, 0.0))
+        finetune_run(tmp_path / "killed", 1, device="cpu")
+    if epochs == 2:  # asked for something else then: once more
+        whole = finetune_run(tmp_path / "whole", 2, device="cpu")
+    resumed = finetune_run(tmp_path / "killed", epochs, device="cpu")
+    assert torch.equal(vector(resumed.pruned()), vector(whole.pruned()))
+    assert (resumed.finetuned_accuracy, resumed.finetune_epochs) == (whole.finetuned_accuracy, whole.finetune_epochs)
+    assert resumed.settings == whole.settings and SearchResult.load(tmp_path / "killed") == resumed
+    assert not list((tmp_path / "killed").glob("finetuning-*"))
+
+
 @pytest.mark.parametrize("images", ["train", "all"])
 def test_the_images_it_trains_on(digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: str) -> None:
     search(digits_env, "uniform", 1, out=tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import tempfile
@@ -27,7 +28,7 @@ from agents.results import SearchResult
 from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.envs.relational import RelationalEnv
-from gnnrl_gym.zoo import DataSplits, Split, load_data
+from gnnrl_gym.zoo import DataSplits, Split, load_data, load_model
 from gnnrl_gym.zoo.split import MemoryImages
 
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
@@ -333,6 +334,47 @@ def test_a_run_on_arrays_says_that_it_needs_them_again(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"no data set is named 'arrays'.*pass data="):
             again()
     assert evaluate_run(out, "cpu", model=net, data=data).accuracy == result.test_accuracy
+
+
+def test_a_run_goes_on_with_its_own_network_and_data_alone(tmp_path: Path) -> None:
+    net, data, out = conv_net(), DataSplits.of(**arrays()), tmp_path / "run"
+    result = search(gym.make("GNNRL-Prune-v0", model=net, data=data, **SMALL), "uniform", evaluations=2, out=out)
+    other, split = copy.deepcopy(net), DataSplits.of(**arrays(), seed=1)
+    nn.init.normal_(other[0].weight)  # type: ignore[index, arg-type]
+    for again in (lambda: evaluate_run(out, "cpu", model=net, data=split), lambda: tuned(out, net, split)):
+        with pytest.raises(ValueError, match=r"run' was run with other labels.* than 'arrays' has here: give"):
+            again()
+    with pytest.raises(ValueError, match=r"distill=0\.5 learns from the network that .*run' pruned.*model="):
+        tuned(out, other, data, distill=0.5)
+    measured = evaluate_run(out, "cpu", model=other, data=data)
+    assert (measured.accuracy, measured.dense_accuracy) == (result.test_accuracy, result.dense_test_accuracy)
+    assert tuned(out, net, data, distill=0.5).finetune_epochs == 1
+    (out / "search.json").unlink()  # a run of before there were digests
+    assert tuned(out, other, split, distill=0.5).finetune_epochs == 2
+
+
+def tuned(run: Path, model: nn.Module, data: DataSplits, **settings: Any) -> SearchResult:
+    return finetune_run(run, 1, device="cpu", model=model, data=data, **settings)
+
+
+def test_files_that_were_replaced_under_their_names_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = arrays(shape=(8, 8))
+    np.savez("own.npz", **given)
+    torch.save(load_model("digits-resnet", "random", 4, seed=1).state_dict(), "own.pt")
+    env = gym.make("GNNRL-Prune-v0", model="digits-resnet", weights="own.pt", data="own.npz", **SMALL)
+    result = search(env, "uniform", evaluations=1, out="run")
+    assert finetune_run("run", 1, device="cpu", distill=0.5).finetune_epochs == 1
+    torch.save(load_model("digits-resnet", "random", 4, seed=2).state_dict(), "own.pt")
+    assert evaluate_run("run", "cpu").dense_accuracy == result.dense_test_accuracy
+    with pytest.raises(ValueError, match="digits-resnet has other weights here"):
+        finetune_run("run", 1, device="cpu", distill=0.5)
+    np.savez("own.npz", **given | {"y_train": given["y_train"][::-1]})
+    for again in (lambda: evaluate_run("run", "cpu"), lambda: finetune_run("run", 1, device="cpu")):
+        with pytest.raises(ValueError, match=r"other labels.* than 'own\.npz' has here"):
+            again()
 
 
 # ---- weights beside a module --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from agents import SearchResult, search
+from agents.recorder import PlanRecorder
 from agents.refine import finetune_run
 from agents.searchers import SEARCHERS
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -48,6 +49,27 @@ def test_interrupted_search_leaves_a_usable_result(
     assert accuracy(again.pruned(), load_data("digits").test) == result.test_accuracy
 
 
+def test_interrupted_twice_it_leaves_the_same(digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def close(recorder: PlanRecorder) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(SEARCHERS, "interrupted", interrupted_after(3))
+    monkeypatch.setattr(PlanRecorder, "close", close)
+    result = search(digits_env, "interrupted", 100, out=tmp_path / "run")
+    assert result.interrupted and SearchResult.load(tmp_path / "run") == result
+
+
+def test_a_lost_wakeup_of_the_curves_holds_up_nothing(digits_env: Env, tmp_path: Path) -> None:
+    recorder = PlanRecorder(digits_env, 3, tmp_path)
+    assert recorder._curves is not None
+    queue = recorder._curves._get_file_writer().event_writer._async_writer._byte_queue
+    queue.not_empty.notify = lambda *_: None  # as a Ctrl-C in it leaves the writing thread: asleep
+    recorder.play([recorder.action_space.sample()])
+    start = time.perf_counter()
+    recorder.close()
+    assert time.perf_counter() - start < 10
+
+
 def test_interrupted_before_the_first_evaluation(digits_env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SEARCHERS, "interrupted", interrupted_after(0))
     with pytest.raises(KeyboardInterrupt):
@@ -67,27 +89,27 @@ def test_resumed_equals_uninterrupted(digits_env: Env, tmp_path: Path, method: s
 
 def kill_after(count: int, env: Env, method: str, out: Path, cut: int) -> None:
     """A search that dies after `count` evaluations, `cut` bytes before the end of its last line."""
+    die_after(env, count)
     with pytest.raises(RuntimeError, match="killed"):
-        search(DiesAfter(env, count), method, 20, seed=3, out=out)
+        search(env, method, 20, seed=3, out=out)
     log = out / "evaluations.jsonl"
     log.write_bytes(log.read_bytes()[: -cut or None])
     assert not (out / "result.json").exists()
     env.unwrapped.evaluator._scores.clear()  # type: ignore[attr-defined]  # another process remembers nothing
 
 
-class DiesAfter(gym.Wrapper[Any, Any, Any, Any]):
-    def __init__(self, env: Env, count: int) -> None:
-        super().__init__(env)
-        inner = env.unwrapped
-        score, start = inner.evaluator.score, inner.evaluations  # type: ignore[attr-defined]
+def die_after(env: Any, count: int) -> None:
+    """No wrapper, which a search refuses."""
+    inner = env.unwrapped
+    score, start = inner.evaluator.score, inner.evaluations
 
-        def dying(widths: Any) -> float:
-            if inner.evaluations - start >= count:  # type: ignore[attr-defined]
-                del inner.evaluator.score  # type: ignore[attr-defined]
-                raise RuntimeError("killed")
-            return float(score(widths))
+    def dying(widths: Any) -> float:
+        if inner.evaluations - start >= count:
+            del inner.evaluator.score
+            raise RuntimeError("killed")
+        return float(score(widths))
 
-        inner.evaluator.score = dying  # type: ignore[attr-defined]
+    inner.evaluator.score = dying
 
 
 def test_resuming_does_not_measure_again(

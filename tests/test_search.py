@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +209,15 @@ def test_test_split_is_touched_only_after_the_last_evaluation(method: str) -> No
 
 
 # ---- afterwards ------------------------------------------------------------------------------------------------
+
+
+def test_the_pruned_network_of_another_plan_is_refused(digits_env: Env, tmp_path: Path) -> None:
+    for method, name in (("uniform", "run"), ("random", "other")):
+        search(digits_env, method, 1, out=tmp_path / name)
+    shutil.copy(tmp_path / "other" / "pruned.pt", tmp_path / "run")
+    for again in (evaluate_run, lambda out: finetune_run(out, 1)):
+        with pytest.raises(ValueError, match=r"pruned\.pt' holds another plan than result\.json"):
+            again(tmp_path / "run")
 
 
 def test_finetuning_is_recorded_and_adds_up(digits_env: Env, tmp_path: Path) -> None:
