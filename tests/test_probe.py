@@ -12,6 +12,7 @@ import torch
 from conftest import assert_close, counted_macs, images, random_plans
 from test_hostile import Mixer, Small, X, tensors
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gnnrl_gym import PrunableNetwork
 
@@ -60,6 +61,21 @@ class Branch(nn.Module):
         return self.head((y + (x if x.shape == y.shape else self.down(x))).relu())
 
 
+class Counting(nn.Module):
+    """`count` computes with how many channels there are; many of them hide it."""
+
+    def __init__(self, count: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.count = count
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        y = self.b(self.count(y, y.shape[1])).relu()
+        return self.head(y.mean((2, 3)))
+
+
 class Projection(nn.Module):
     """The width of `a` reaches the shape of what `p` makes."""
 
@@ -87,6 +103,7 @@ class Normalised(nn.Module):
         return self.net(x.log())
 
 
+COUNTS = r"Counting computes with the number of channels of 'a' \("
 FROZEN_NUMBER = r"Written \(.*test_probe\.py:\d+\) holds a number of channels"
 
 # name: (network, example, widths, what its one warning per line has to match)
@@ -94,6 +111,9 @@ PROBED: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
     "swapped": (lambda: Written(swapped), X, [6], [FROZEN_NUMBER]),
     "a factor": (Scaled, images(2, 16), [24], [r"Scaled computes with the number of channels of 'a' \("]),
     "a branch": (Branch, X, [8], [r"Branch computes with the number of channels of 'a' \("]),
+    "a branch on few": (lambda: Counting(lambda y, c: F.avg_pool2d(y, 2) if c > 8 else y), X, [16], [COUNTS]),
+    "a factor of few": (lambda: Counting(lambda y, c: y * 2 if c > 2 else y), X, [16], [COUNTS]),
+    "a quotient of many": (lambda: Counting(lambda y, c: y / min(4, c)), X, [16], [COUNTS]),
     "another group's shape": (Projection, X, [6], ["Projection .* holds a number", "channels of 'a' "]),
     "labels returned, too": (lambda: Small(shuffled, lambda y: (y, y.argmax(1))), X, [4, 6], []),
     "logarithm": (Normalised, X.abs() + 0.1, [4, 6], []),
@@ -137,9 +157,12 @@ def test_a_forward_that_changes_its_input_leaves_the_example_alone() -> None:
     assert torch.equal(x, X)
 
 
-def test_a_random_forward_freezes_nothing() -> None:
-    model = Small(lambda x: nn.functional.dropout(x, 0.5, training=True))
-    assert PrunableNetwork(model, X).widths.tolist() == [8, 6]
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_random_forward_freezes_nothing(samples: int) -> None:
+    model = Small(lambda x: F.dropout(x, 0.5, training=True))
+    state = torch.get_rng_state()
+    assert PrunableNetwork(model, images(samples, 3, 8, 8)).widths.tolist() == [8, 6]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class Gain(nn.Module):

@@ -51,6 +51,11 @@ class Probe:
             return False
 
     @torch.no_grad()
+    def is_random(self) -> bool:
+        """Whether the forward draws numbers, other ones where it is pruned."""
+        return not _close(*(_run(self.dense, self.inputs, seed) for seed in (0, 1)))
+
+    @torch.no_grad()
     def _is_finite(self) -> bool:
         try:
             return all(bool(value.isfinite().all()) for value in _tensors(_run(self.dense, self.inputs)))
@@ -63,9 +68,10 @@ def cloned(value: Any) -> Any:
     return tree_map_only(Tensor, lambda x: x.detach().clone(), value)
 
 
-def _run(module: nn.Module, inputs: Inputs) -> Any:
+def _run(module: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
     # in torch.compile's networks every width would be compiled anew
     with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        torch.default_generator.manual_seed(seed)  # of the CPU, whose state comes back
         return module(*cloned(inputs))
 
 
@@ -122,11 +128,11 @@ def _noisy(model: nn.Module) -> nn.Module:
 
 
 def _weights(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Of a size that activations neither vanish nor explode."""
+    """Of a size that activations neither vanish nor explode; few ReLUs give nothing, even where channels are few."""
     if like.dim() > 1:
         bound = (6 * len(like) / max(like.numel(), 1)) ** 0.5
         return _uniform(like, -bound, bound, generator)
-    return _uniform(like, -0.5, 0.5, generator) if "bias" in name else _uniform(like, 0.5, 1.5, generator)
+    return _uniform(like, 0.0, 0.5, generator) if "bias" in name else _uniform(like, 0.5, 1.5, generator)
 
 
 def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
