@@ -76,6 +76,30 @@ class Counting(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
+def slightly() -> Counting:
+    return Counting(lambda y, c: y * c**-0.01)
+
+
+class Scales(Counting):
+    """Boxes in pixels, and beside them small numbers that a count of channels is part of."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda y, c: y)
+        self.box, self.score = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu()).relu()
+        return torch.cat([self.box(y) * 1e5, self.score(y / y.shape[1] ** 0.5).sigmoid()], 1)
+
+
+class Rounded(Counting):
+    """Converts to a coarse type on the way: no comparison is exact."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu()).bfloat16().relu().to(x.dtype)
+        return self.head(y.mean((2, 3)))
+
+
 class Projection(nn.Module):
     """The width of `a` reaches the shape of what `p` makes."""
 
@@ -114,6 +138,10 @@ PROBED: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
     "a branch on few": (lambda: Counting(lambda y, c: F.avg_pool2d(y, 2) if c > 8 else y), X, [16], [COUNTS]),
     "a factor of few": (lambda: Counting(lambda y, c: y * 2 if c > 2 else y), X, [16], [COUNTS]),
     "a quotient of many": (lambda: Counting(lambda y, c: y / min(4, c)), X, [16], [COUNTS]),
+    "a small factor in bfloat16": (lambda: slightly().bfloat16(), X.bfloat16(), [16], [COUNTS]),
+    "a small factor in half precision": (lambda: slightly().half(), X.half(), [16], [COUNTS]),
+    "beside large numbers": (Scales, X, [16], ["Scales computes with the number of channels of 'b' "]),
+    "a type of its own": (lambda: Rounded(lambda y, c: y), X, [16, 16], []),
     "another group's shape": (Projection, X, [6], ["Projection .* holds a number", "channels of 'a' "]),
     "labels returned, too": (lambda: Small(shuffled, lambda y: (y, y.argmax(1))), X, [4, 6], []),
     "logarithm": (Normalised, X.abs() + 0.1, [4, 6], []),
@@ -136,7 +164,7 @@ def test_what_a_probe_finds_is_frozen_and_named(name: str) -> None:
     for plan in random_plans(network, 4):
         slim = network.slim(plan)
         found, masked = (tensors(net, x)[:1] for net in (slim, network.mask(plan)))
-        assert_close(found, masked)
+        assert_close(found, masked, 1e-2 if x.element_size() == 2 else 1e-4)
         assert network.macs(plan) == counted_macs(slim, x)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnnrl_gym.pruning.slimming import Slimmer
 
@@ -40,15 +41,27 @@ class Probe:
     @torch.no_grad()
     def agrees(self, slimmer: Slimmer, kept: Any) -> bool:
         """Whether slim equals mask, both made of `dense` by `slimmer`, where the units `kept` (bool [U]) are left."""
-        try:
-            slim, mask = slimmer.slim(kept).eval(), slimmer.mask(kept).eval()
-            if _close(_run(slim, self.inputs), _run(mask, self.inputs)):
-                return True
-            # a norm over little blows float32's rounding up to the size of a mistake, and float64's to nothing
-            exact = tree_map(lambda value: value.double() if _is_float(value) else value, self.inputs)
-            return _close(_run(slim.double(), exact), _run(mask.double(), exact))
-        except Exception:  # whatever a forward raises on the wrong number of channels
-            return False
+        for compare in (self._exactly, self._roughly):
+            try:
+                return compare(slimmer, kept)
+            except Exception:  # whatever a forward raises on the wrong number of channels, or on float64
+                continue
+        return False
+
+    def _exactly(self, slimmer: Slimmer, kept: Any) -> bool:
+        """In float64, where a norm over little, which blows float32's rounding up to the size of a mistake, blows it
+        up to nothing, and the smallest of all outputs counts as the largest."""
+        inputs = tree_map_only(Tensor, _double, self.inputs)
+        mask = slimmer.mask(kept).eval().double()
+        with _Coarsest() as coarsest:
+            expected = _run(mask, inputs)
+        del mask  # one at a time: in float64 they are large
+        return _close(_run(slimmer.slim(kept).eval().double(), inputs), expected, coarsest.eps)
+
+    def _roughly(self, slimmer: Slimmer, kept: Any) -> bool:
+        """In the network's own type: its forward insists on that."""
+        expected = _run(slimmer.mask(kept).eval(), self.inputs)
+        return _close(_run(slimmer.slim(kept).eval(), self.inputs), expected)
 
     @torch.no_grad()
     def is_random(self) -> bool:
@@ -79,22 +92,40 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _close(a: Any, b: Any) -> bool:
-    return all(_same(x, y) for x, y in zip(_tensors(a), _tensors(b), strict=True))
+def _close(a: Any, b: Any, eps: float = 0.0) -> bool:
+    return all(_same(x, y, eps) for x, y in zip(_tensors(a), _tensors(b), strict=True))
 
 
-def _same(x: Tensor, y: Tensor) -> bool:
-    """Equal but for rounding; labels and truth values, which rounding may turn, only in shape."""
+def _same(x: Tensor, y: Tensor, eps: float) -> bool:
+    """Equal but for rounding, that of `eps` at least; labels and truth values, which it may turn, only in shape."""
     if x.shape != y.shape:
         return False
     if not (_is_float(x) or x.is_complex()) or not x.numel():
         return True
-    return bool((x - y).abs().max() <= _rounding(x) * y.abs().max())
+    return bool((x - y).abs().max() <= _rounding(max(eps, torch.finfo(x.dtype).eps)) * y.abs().max())
 
 
-def _rounding(x: Tensor) -> float:
+def _rounding(eps: float) -> float:
     """More than rounding adds up to in a deep network, less than any channel in the wrong place makes."""
-    return min(max(1000 * torch.finfo(x.dtype).eps, 1e-7), 0.1)
+    return min(max(1000 * eps, 1e-7), 0.1)
+
+
+class _Coarsest(TorchDispatchMode):
+    """The coarsest type of numbers that operations give meanwhile: a forward may convert to one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = [x.dtype for x in _tensors(result) if x.is_floating_point() or x.is_complex()]
+        self.eps = max([self.eps, *(torch.finfo(dtype).eps for dtype in found)])
+        return result
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def _is_float(value: Any) -> bool:
