@@ -127,6 +127,15 @@ class Normalised(nn.Module):
         return self.net(x.log())
 
 
+def blank(to: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Without biases it gives zeros for `to` of a blank example."""
+    model = Counting(lambda y, c: y / c)
+    model.a, model.b = nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 16, 3, bias=False)
+    return nn.Sequential(Mixer(to), model)
+
+
+BYTES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+ONE_OF_FOUR = torch.eye(4)[:, :3, None, None]
 COUNTS = r"Counting computes with the number of channels of 'a' \("
 FROZEN_NUMBER = r"Written \(.*test_probe\.py:\d+\) holds a number of channels"
 
@@ -142,6 +151,13 @@ PROBED: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
     "a small factor in half precision": (lambda: slightly().half(), X.half(), [16], [COUNTS]),
     "beside large numbers": (Scales, X, [16], ["Scales computes with the number of channels of 'b' "]),
     "a type of its own": (lambda: Rounded(lambda y, c: y), X, [16, 16], []),
+    "bytes": (lambda: blank(lambda x: x.float() / 255), BYTES, [16], [r"channels of '1\.a'"]),
+    "bytes that are indices": (
+        lambda: blank(lambda x: ONE_OF_FOUR.to(x.device)[x[:, 0].long()][..., 0, 0].permute(0, 3, 1, 2)),
+        BYTES + 1,
+        [16],
+        [r"channels of '1\.a'"],
+    ),
     "another group's shape": (Projection, X, [6], ["Projection .* holds a number", "channels of 'a' "]),
     "labels returned, too": (lambda: Small(shuffled, lambda y: (y, y.argmax(1))), X, [4, 6], []),
     "logarithm": (Normalised, X.abs() + 0.1, [4, 6], []),

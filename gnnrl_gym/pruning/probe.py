@@ -29,6 +29,7 @@ class Probe:
         dense: a copy of `model` with noise for weights, so that the verdict does not depend on those; `model` itself
             where noise leads to NaN or infinity.
         inputs: noise like the example, or the example times noise where its forward can't take others (a logarithm).
+            Bytes are noise, too, or those of the example.
     """
 
     def __init__(self, model: nn.Module, example_input: Inputs) -> None:
@@ -136,7 +137,10 @@ def _is_float(value: Any) -> bool:
 
 
 def _noise(value: Tensor) -> Tensor:
-    return torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value) if _is_float(value) else value
+    generator = torch.Generator().manual_seed(0)
+    if value.dtype == torch.uint8:  # an image; other integers are indices
+        return torch.randint(256, value.shape, generator=generator).to(value)
+    return torch.randn(value.shape, generator=generator).to(value) if _is_float(value) else value
 
 
 def _scaled(value: Tensor) -> Tensor:
