@@ -76,6 +76,17 @@ class Counting(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
+class Positive(Counting):
+    """One number of one sample, past a ReLU: zero for every other draw of weights."""
+
+    def __init__(self, sign: int) -> None:
+        super().__init__(lambda y, c: y / c)
+        self.sign, self.head = sign, nn.Linear(16, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.sign * super().forward(x)).relu()
+
+
 def slightly() -> Counting:
     return Counting(lambda y, c: y * c**-0.01)
 
@@ -158,6 +169,8 @@ PROBED: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
         [16],
         [r"channels of '1\.a'"],
     ),
+    "an output of zero": (lambda: Positive(1), X, [16], [r"Positive .* channels of 'a' "]),
+    "or of zero the other way round": (lambda: Positive(-1), X, [16], [r"Positive .* channels of 'a' "]),
     "another group's shape": (Projection, X, [6], ["Projection .* holds a number", "channels of 'a' "]),
     "labels returned, too": (lambda: Small(shuffled, lambda y: (y, y.argmax(1))), X, [4, 6], []),
     "logarithm": (Normalised, X.abs() + 0.1, [4, 6], []),

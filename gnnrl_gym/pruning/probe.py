@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from gnnrl_gym.pruning.slimming import Slimmer
 
 Inputs = tuple[Any, ...]
+SEEDS = 4  # draws of noise until no output is all zeros, as a last ReLU may give
 
 
 class Probe:
@@ -33,11 +35,18 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, example_input: Inputs) -> None:
-        copies: tuple[Callable[[nn.Module], nn.Module], ...] = (_noisy, copy.deepcopy)
+        copies: tuple[Callable[[nn.Module, int], nn.Module], ...] = (_noisy, _plain)
         for make, noise in product(copies, (_noise, _scaled)):
-            self.dense, self.inputs = make(model).eval(), tree_map_only(Tensor, noise, example_input)
-            if self._is_finite():
-                break
+            for seed in range(SEEDS):
+                self.dense = make(model, seed).eval()
+                self.inputs = tree_map_only(Tensor, partial(noise, seed=seed), example_input)
+                outputs = self._finite_outputs()
+                if outputs is None:
+                    break
+                if all(value.any() for value in outputs if value.is_floating_point()):
+                    return
+            else:
+                return
 
     @torch.no_grad()
     def agrees(self, slimmer: Slimmer, kept: Any) -> bool:
@@ -70,11 +79,12 @@ class Probe:
         return not _close(*(_run(self.dense, self.inputs, seed) for seed in (0, 1)))
 
     @torch.no_grad()
-    def _is_finite(self) -> bool:
+    def _finite_outputs(self) -> list[Tensor] | None:
         try:
-            return all(bool(value.isfinite().all()) for value in _tensors(_run(self.dense, self.inputs)))
+            outputs = _tensors(_run(self.dense, self.inputs))
+            return outputs if all(bool(value.isfinite().all()) for value in outputs) else None
         except Exception:  # whatever a forward raises on values that it does not expect
-            return False
+            return None
 
 
 def cloned(value: Any) -> Any:
@@ -136,21 +146,25 @@ def _is_float(value: Any) -> bool:
 # ---- noise ------------------------------------------------------------------------------------------------------
 
 
-def _noise(value: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def _noise(value: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     if value.dtype == torch.uint8:  # an image; other integers are indices
         return torch.randint(256, value.shape, generator=generator).to(value)
     return torch.randn(value.shape, generator=generator).to(value) if _is_float(value) else value
 
 
-def _scaled(value: Tensor) -> Tensor:
-    noise = torch.rand(value.shape, generator=torch.Generator().manual_seed(0)) + 0.5
+def _scaled(value: Tensor, seed: int) -> Tensor:
+    noise = torch.rand(value.shape, generator=torch.Generator().manual_seed(seed)) + 0.5
     return value.detach() * noise.to(value) if _is_float(value) else value
 
 
-def _noisy(model: nn.Module) -> nn.Module:
+def _plain(model: nn.Module, seed: int) -> nn.Module:
+    return copy.deepcopy(model)
+
+
+def _noisy(model: nn.Module, seed: int) -> nn.Module:
     """A copy of `model` with seeded noise for parameters and for the statistics of its norms."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     memo: dict[int, Any] = {}  # deepcopy takes what is in it, so the weights are never copied
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() or tensor.is_complex():
