@@ -87,6 +87,22 @@ class Positive(Counting):
         return (self.sign * super().forward(x)).relu()
 
 
+def interleaved(x: Tensor) -> Tensor:
+    return torch.cat([x[:, ::2], x[:, 1::2]], 1)
+
+
+class Labels(Counting):
+    """A label for every position."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(lambda y, c: between(y))
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.count(self.a(x).relu(), 0)).relu()
+        return self.head(y).argmax(1)
+
+
 def slightly() -> Counting:
     return Counting(lambda y, c: y * c**-0.01)
 
@@ -171,6 +187,8 @@ PROBED: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
     ),
     "an output of zero": (lambda: Positive(1), X, [16], [r"Positive .* channels of 'a' "]),
     "or of zero the other way round": (lambda: Positive(-1), X, [16], [r"Positive .* channels of 'a' "]),
+    "only labels returned": (lambda: Labels(interleaved), X, [16], ["forward of Labels .* holds a number"]),
+    "labels in bfloat16": (lambda: Labels(F.relu).bfloat16(), X.bfloat16(), [16, 16], []),
     "another group's shape": (Projection, X, [6], ["Projection .* holds a number", "channels of 'a' "]),
     "labels returned, too": (lambda: Small(shuffled, lambda y: (y, y.argmax(1))), X, [4, 6], []),
     "logarithm": (Normalised, X.abs() + 0.1, [4, 6], []),
