@@ -244,3 +244,21 @@ def test_a_foreign_module_does_the_same_on_other_sizes_and_in_training(name: str
             assert_close(outputs(slim, images(*shape)), outputs(network.mask(plan), images(*shape)))
         slim.train()
         assert torch.equal(slim(X), slim(X)) == ("drops" not in name)
+
+
+class Clamped(nn.Module):
+    """The forward changes a parameter in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.d = (nn.Linear(i, o) for i, o in ((6, 8), (8, 8), (8, 7), (7, 4)))
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            self.b.weight.clamp_(-0.1, 0.1)
+        return self.d(self.c(self.b(self.a(x).relu()).relu()).relu())
+
+
+def test_a_parameter_that_is_changed_in_place_is_frozen() -> None:
+    assert exact_network(Clamped(), images(2, 6), warns="linear in 'b'").widths.tolist() == [7]
