@@ -262,3 +262,26 @@ class Clamped(nn.Module):
 
 def test_a_parameter_that_is_changed_in_place_is_frozen() -> None:
     assert exact_network(Clamped(), images(2, 6), warns="linear in 'b'").widths.tolist() == [7]
+
+
+class Keeps(nn.Module):
+    """Keeps what it computed, as a network does whose loss, or a plot of it, needs that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+        self.last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        self.last = {"features": [y]}
+        return self.b(y)
+
+
+def test_a_network_that_keeps_activations_is_cut_after_a_step_of_training() -> None:
+    network = PrunableNetwork(Keeps(), X)
+    network.model(X).sum().backward()
+    slim, mask = network.slim([3]), network.mask([3])
+    assert_close(outputs(slim, X), outputs(mask, X))
+    assert network.model.last["features"][0].grad_fn is not None
