@@ -122,3 +122,37 @@ def test_an_example_of_one_sample_is_refused_with_the_mend(layer: nn.Module) -> 
     with pytest.raises(UnsupportedOperation, match=r"\[3, 16, 16\] has no batch dimension: .* x\[None\]"):
         PrunableNetwork(network, images(3, 16, 16))
     assert PrunableNetwork(network, images(1, 3, 16, 16)).widths.tolist() == [8, 8]
+
+
+class Volume(nn.Module):
+    """A parameter whose three dimensions meet the channels of three layers, which `heads` read."""
+
+    def __init__(self, *heads: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.heads = nn.ModuleList(nn.Linear(4, 8) for _ in range(3)), nn.ModuleList(heads)
+        self.w = nn.Parameter(torch.rand(8, 8, 8))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        a, b, c = (layer(x) for layer in self.layers)
+        first = (a[:, :, None, None] * self.w).sum((2, 3))
+        second = (b[:, None, :, None] * self.w).sum((1, 3))
+        third = (c[:, None, None] * self.w).sum((1, 2))
+        return [head(y) for head, y in zip(self.heads, (first, second, third), strict=True)]
+
+
+def test_a_parameter_of_three_dimensions_of_channels_is_refused() -> None:
+    with pytest.raises(UnsupportedOperation, match=r"'w' of shape \[8, 8, 8\] has channels along 3 dimensions"):
+        PrunableNetwork(Volume(*(nn.Linear(8, 2) for _ in range(3))), images(2, 4))
+
+
+def test_a_dimension_that_stays_is_not_counted() -> None:
+    model = Volume(nn.Linear(8, 2), nn.Linear(8, 2), nn.Identity())
+    assert exact_network(model, images(2, 4)).widths.tolist() == [8, 8]
+
+
+def test_nothing_prunable_says_why_without_a_warning() -> None:
+    tied = Foreign(lambda x: x.view(1, 2, 3).flatten(1).view(1, 3, 2).flatten(1))
+    model = nn.Sequential(nn.Conv2d(3, 6, 8), tied, nn.Linear(6, 2))
+    with pytest.raises(UnsupportedOperation, match=r"no channel group .* or is one with all others of its layer"):
+        PrunableNetwork(model, images(1, 3, 8, 8))

@@ -76,7 +76,8 @@ class PrunableNetwork:
         if not len(self.widths):
             raise UnsupportedOperation(
                 f"{type(model).__name__} has no channel group that can be pruned. Every hidden channel reaches the "
-                "output or an operation without a rule (see the warnings)."
+                "output or an operation without a rule (warnings name those), or is one with all others of its layer, "
+                "as a view of them makes it."
             )
         self._order_by(importance_scores(model, self.groups, importance, batch))
 
