@@ -12,6 +12,8 @@ from conftest import exact_network, images
 from test_channels import Foreign, Net, conv
 from torch import Tensor, nn
 
+from gnnrl_gym import PrunableNetwork, UnsupportedOperation
+
 
 class Divided(nn.Module):
     """By a parameter of `shape`."""
@@ -94,3 +96,63 @@ def test_interpolation(mode: str, dims: int) -> None:
     layer = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1]
     model = nn.Sequential(layer(2, 6, 1), nn.Upsample(scale_factor=1.5, mode=mode), layer(6, 4, 1), layer(4, 2, 1))
     assert exact_network(model, images(1, 2, *[4] * dims), plans=3).widths.tolist() == [6, 4]
+
+
+def one_sample(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(Foreign(lambda x: x[0]), layer, Foreign(lambda x: x[None]))
+
+
+# name: (step, what the warning has to match): no batch dimension, or one that is taken for another
+UNBATCHED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "a convolution of one sample": (one_sample(nn.Conv2d(8, 8, 3, padding=1)), "conv2d in"),
+    "transposed": (one_sample(nn.ConvTranspose2d(8, 8, 3, padding=1)), "conv_transpose2d in"),
+    "channels pooled as rows": (lambda x: F.avg_pool2d(x.flatten(2), (2, 1)).repeat(1, 2, 1).view(x.shape), "pool2d"),
+}
+
+
+@pytest.mark.parametrize("name", UNBATCHED)
+def test_what_has_no_batch_dimension_is_frozen_and_named(name: str) -> None:
+    step, warns = UNBATCHED[name]
+    assert exact_network(between(step), images(1, 3, 8, 8), plans=4, warns=warns).widths.tolist() == [6]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(3, 8, 3)])
+def test_an_example_of_one_sample_is_refused_with_the_mend(layer: nn.Module) -> None:
+    network = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    with pytest.raises(UnsupportedOperation, match=r"\[3, 16, 16\] has no batch dimension: .* x\[None\]"):
+        PrunableNetwork(network, images(3, 16, 16))
+    assert PrunableNetwork(network, images(1, 3, 16, 16)).widths.tolist() == [8, 8]
+
+
+class Volume(nn.Module):
+    """A parameter whose three dimensions meet the channels of three layers, which `heads` read."""
+
+    def __init__(self, *heads: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.heads = nn.ModuleList(nn.Linear(4, 8) for _ in range(3)), nn.ModuleList(heads)
+        self.w = nn.Parameter(torch.rand(8, 8, 8))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        a, b, c = (layer(x) for layer in self.layers)
+        first = (a[:, :, None, None] * self.w).sum((2, 3))
+        second = (b[:, None, :, None] * self.w).sum((1, 3))
+        third = (c[:, None, None] * self.w).sum((1, 2))
+        return [head(y) for head, y in zip(self.heads, (first, second, third), strict=True)]
+
+
+def test_a_parameter_of_three_dimensions_of_channels_is_refused() -> None:
+    with pytest.raises(UnsupportedOperation, match=r"'w' of shape \[8, 8, 8\] has channels along 3 dimensions"):
+        PrunableNetwork(Volume(*(nn.Linear(8, 2) for _ in range(3))), images(2, 4))
+
+
+def test_a_dimension_that_stays_is_not_counted() -> None:
+    model = Volume(nn.Linear(8, 2), nn.Linear(8, 2), nn.Identity())
+    assert exact_network(model, images(2, 4)).widths.tolist() == [8, 8]
+
+
+def test_nothing_prunable_says_why_without_a_warning() -> None:
+    tied = Foreign(lambda x: x.view(1, 2, 3).flatten(1).view(1, 3, 2).flatten(1))
+    model = nn.Sequential(nn.Conv2d(3, 6, 8), tied, nn.Linear(6, 2))
+    with pytest.raises(UnsupportedOperation, match=r"no channel group .* or is one with all others of its layer"):
+        PrunableNetwork(model, images(1, 3, 8, 8))

@@ -244,3 +244,44 @@ def test_a_foreign_module_does_the_same_on_other_sizes_and_in_training(name: str
             assert_close(outputs(slim, images(*shape)), outputs(network.mask(plan), images(*shape)))
         slim.train()
         assert torch.equal(slim(X), slim(X)) == ("drops" not in name)
+
+
+class Clamped(nn.Module):
+    """The forward changes a parameter in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.d = (nn.Linear(i, o) for i, o in ((6, 8), (8, 8), (8, 7), (7, 4)))
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            self.b.weight.clamp_(-0.1, 0.1)
+        return self.d(self.c(self.b(self.a(x).relu()).relu()).relu())
+
+
+def test_a_parameter_that_is_changed_in_place_is_frozen() -> None:
+    assert exact_network(Clamped(), images(2, 6), warns="linear in 'b'").widths.tolist() == [7]
+
+
+class Keeps(nn.Module):
+    """Keeps what it computed, as a network does whose loss, or a plot of it, needs that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+        self.last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        self.last = {"features": [y]}
+        return self.b(y)
+
+
+def test_a_network_that_keeps_activations_is_cut_after_a_step_of_training() -> None:
+    network = PrunableNetwork(Keeps(), X)
+    network.model(X).sum().backward()
+    slim, mask = network.slim([3]), network.mask([3])
+    assert_close(outputs(slim, X), outputs(mask, X))
+    assert network.model.last["features"][0].grad_fn is not None

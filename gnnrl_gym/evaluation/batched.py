@@ -23,6 +23,7 @@ from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.graph.trace import module_path
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.recalibration import BATCH, recalibrate
+from gnnrl_gym.pruning.slimming import activations
 from gnnrl_gym.pruning.sparsity import SparseNetwork
 
 CHUNK, IMAGES = 32, 256  # candidates, and images of each, in one forward
@@ -118,7 +119,7 @@ class BatchedCandidates:
         dense: Any = network.model.get_submodule
         self.norms = {path: CandidateNorm(dense(path), units) for path, units in norms(network)}
         # deepcopy takes what its memo already holds: every occurrence of a norm becomes the new one
-        memo: dict[int, Any] = {id(dense(path)): norm for path, norm in self.norms.items()}
+        memo = activations(network.model) | {id(dense(path)): norm for path, norm in self.norms.items()}
         model: Any = copy.deepcopy(network.model, memo).eval().requires_grad_(False)
         self.model = model.to(device, memory_format=torch.channels_last)
         where = {path: (units, dim) for path, units, dim in gated(network)}  # a layer that runs twice is named twice

@@ -242,6 +242,6 @@ def _macs(node: fx.Node) -> int:
         return n.meta["val"]
 
     target: Any = node.target
-    with FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:  # a forward may change a parameter in place
         target(*fx.map_arg(node.args, fake), **fx.map_arg(node.kwargs, fake))
     return counter.get_total_flops() // 2

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph import channels
 from gnnrl_gym.graph.channels import (
     Channels,
@@ -51,7 +52,7 @@ def convolution(
     dilation: Any = 1, groups: int = 1,
 ) -> Any:  # fmt: skip
     """New ids. In a grouped convolution a unit is a whole convolution group, so depthwise is the case of size 1."""
-    inputs = along(x, 1)
+    inputs = along(x, 1) if _batched(node, x) else None
     if inputs is None or not isinstance(weight, Weight) or isinstance(bias, Tensor):
         return NotImplemented
     outputs = c.new_outputs(weight)
@@ -67,6 +68,18 @@ def convolution(
         c.grouped[weight.name] = len(outputs) // groups
         c.products.append(Product(node, cost * weight.shape[1], ((weight.name, 0),)))
     return spread(outputs, 1, shape)
+
+
+def _batched(node: fx.Node, x: Tensor) -> bool:
+    """Whether the channels of `x` lie along dimension 1: torch takes one sample alone, too, and pools 3-d as images."""
+    name = operator_name(node)
+    batched = x.dim() == int(name[-2]) + 2
+    if not batched and "conv" in name and node.all_input_nodes[0].op == "placeholder":
+        raise UnsupportedOperation(
+            f"The example input of shape {list(x.shape)} has no batch dimension: {name} takes it as one sample, and "
+            "no rule follows the channels of that. Give a batch of one: x[None]."
+        )
+    return batched
 
 
 @rule("linear")
@@ -89,7 +102,7 @@ def transposed_convolution(
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> Any:  # fmt: skip
     """Like a convolution whose weight lies [inputs, outputs per group, ...] and meets every position of the input."""
-    inputs = along(x, 1)
+    inputs = along(x, 1) if _batched(node, x) else None
     if inputs is None or not isinstance(weight, Weight) or isinstance(bias, Tensor):
         return NotImplemented
     # the outputs of one convolution group are one unit: no dimension of the weight tells them apart
@@ -194,7 +207,7 @@ def _bind_broadcast(c: Channels, weight: Weight, ids: Tensor) -> bool:
 def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
     """Mixes positions, never channels."""
     moved = list(range(2, x.dim()))
-    if set(moved) & set(varying(x)):
+    if not _batched(node, x) or set(moved) & set(varying(x)):
         return NotImplemented
     result = _resize(x, moved, shape_of(node))
     # adaptive maxima come with their positions, channel by channel too

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.channels import Channels
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints
 
@@ -54,12 +55,19 @@ def macs_cost(channels: Channels, groups: ChannelGroups) -> Cost:
 
 
 def params_cost(shapes: dict[str, tuple[int, ...]], groups: ChannelGroups) -> Cost:
-    """Parameters; term t is the t-th of `shapes` (name -> shape)."""
+    """Parameters; term t is the t-th of `shapes` (name -> shape).
+
+    Raises:
+        UnsupportedOperation: one has channels that can go along more than two of its dimensions.
+    """
     rows = []
     for name, shape in shapes.items():
-        owned = [d for d in range(len(shape)) if (name, d) in groups.owner]
+        owned = [d for d in range(len(shape)) if (name, d) in groups.owner and (groups.owner[name, d] >= 0).any()]
         if len(owned) > 2:
-            raise NotImplementedError(f"parameter {name} shrinks in more than two dimensions")
+            raise UnsupportedOperation(
+                f"The parameter '{name}' of shape {list(shape)} has channels along {len(owned)} dimensions, and "
+                "costs follow two: split it."
+            )
         fixed = int(np.prod([s for d, s in enumerate(shape) if d not in owned], dtype=np.int64))
         counts = [groups.kept_row(groups.owner[name, d]) for d in owned] + [_one(groups)] * (2 - len(owned))
         rows.append((fixed, counts[0], counts[1]))

@@ -76,7 +76,8 @@ class PrunableNetwork:
         if not len(self.widths):
             raise UnsupportedOperation(
                 f"{type(model).__name__} has no channel group that can be pruned. Every hidden channel reaches the "
-                "output or an operation without a rule (see the warnings)."
+                "output or an operation without a rule (warnings name those), or is one with all others of its layer, "
+                "as a view of them makes it."
             )
         self._order_by(importance_scores(model, self.groups, importance, batch))
 
@@ -219,8 +220,8 @@ class PrunableNetwork:
 
     def _freeze_broken(self, sites: list[Any]) -> None:
         everything = range(len(self.widths))
-        if not sites and not self._probe([]):
-            return  # its forward is random: there is nothing to compare
+        if not sites and self._noisy.is_random():
+            return  # there is nothing to compare
         suspects = self._touching(sites)
         free = self._adapting([*(g for g in everything if g not in suspects), *suspects], [])
         broken = [g for g in everything if g not in free]
@@ -286,20 +287,21 @@ class PrunableNetwork:
             )
 
     def _probe(self, chosen: list[int], thorough: bool = True) -> bool:
-        """Whether slim equals mask where only the `chosen` groups can be pruned: on a plan or two, or `thorough`ly."""
+        """Whether slim equals mask where only the `chosen` groups can be pruned: on a few plans, or `thorough`ly."""
         groups = self.groups.without(np.setdiff1d(np.arange(len(self.widths)), chosen))
         slimmer = Slimmer(self._noisy.dense, self.trace, self.channels, groups, self.slimmer.attributes)
-        least = groups.widths.min(initial=PROBES)
-        # where all groups are left with few units, the activations may all be zero
-        count = None if thorough else int(least < 5)
-        plans = chain([_equal_widths(groups, max(least - 1, 1))], islice(_halves_and_ends(groups), count))
+        plans = chain(_narrow(groups), islice(_halves_and_ends(groups), None if thorough else 1))
         return all(self._noisy.agrees(slimmer, kept) for kept in plans)
 
 
-def _equal_widths(groups: ChannelGroups, width: int) -> npt.NDArray[np.bool_]:
-    """The first `width` units of every group: a number that a forward compares with another one is then equal to it."""
+def _narrow(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:
+    """All groups of one width, so that a number that a forward compares with another one is equal to it; one unit of
+    every other group, beside whole ones that keep the activations from being all zero, and then of the others."""
     place = np.arange(len(groups.group_of)) - (np.cumsum(groups.widths) - groups.widths)[groups.group_of]
-    return np.asarray(place < width)
+    for width in (max(groups.widths.min(initial=PROBES) - 1, 1), 1):
+        yield np.asarray(place < width)
+    for turn in (0, 1):
+        yield np.asarray((place < 1) | (groups.group_of % 2 == turn))
 
 
 def _halves_and_ends(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from gnnrl_gym.graph.channels import Channels, operator_name
 from gnnrl_gym.graph.groups import ChannelGroups, Ints
@@ -62,7 +63,7 @@ class Slimmer:
     def mask(self, kept: np.ndarray) -> nn.Module:
         """Full-size copy in which every parameter entry of a unit that is not `kept` (bool [U]) is zero, and so is
         every entry of a buffer that reads it as a weight: no reader gets anything from it."""
-        model = copy.deepcopy(self.model)
+        model = copy.deepcopy(self.model, activations(self.model))
         tensors, parameters = _named_tensors(model), dict(model.named_parameters())
         with torch.no_grad():
             for name, dims in self._dims.items():
@@ -74,7 +75,7 @@ class Slimmer:
     def slim(self, kept: np.ndarray) -> nn.Module:
         """Physically smaller copy of the same class with only the `kept` units (bool [U])."""
         # deepcopy takes what its memo already holds, so the big tensors are never copied whole
-        memo: dict[int, Any] = {}
+        memo = activations(self.model)
         # looked up now: a network that was moved, or trained on, may hold other buffers than before
         for name, tensor in _named_tensors(self.model).items():
             memo[id(tensor)] = self._cut(name, tensor, kept)
@@ -120,6 +121,13 @@ class Slimmer:
         for path in {name.rpartition(".")[0] for name in self._dims}:
             weight = f"{path}.weight" if path else "weight"
             _resize(modules[path], self.channels.grouped.get(weight))
+
+
+def activations(model: nn.Module) -> dict[int, Any]:
+    """What modules keep of their last forward with gradients, or compute for the next, as deepcopy's memo: it refuses
+    tensors of a graph, so here they are copied without theirs."""
+    held = (value for module in model.modules() for value in tree_leaves(list(vars(module).values())))
+    return {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
 
 
 def _stays(owner: Ints, kept: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from gnnrl_gym.pruning.cost import Cost, macs_cost
 from gnnrl_gym.pruning.importance import Batch
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
 from gnnrl_gym.pruning.probe import cloned
+from gnnrl_gym.pruning.slimming import activations
 
 CHANNELS, UNSTRUCTURED = "channels", "unstructured"
 WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear")
@@ -106,7 +107,7 @@ class WeightMasker:
 
     def mask(self, kept: Kept) -> nn.Module:
         """Copy in which the entries of the units that are not `kept` (bool [U]) are zero."""
-        model = copy.deepcopy(self.model)
+        model = copy.deepcopy(self.model, activations(self.model))
         for parameter, gone in self._removed(model, kept):
             leaving = gone[:, None] & self.granularity.leaving(self.granularity.tiles(parameter.detach()))
             with torch.no_grad():
