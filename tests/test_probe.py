@@ -280,3 +280,26 @@ def test_a_buffer_that_only_training_uses_follows() -> None:
     network = PrunableNetwork(Running(), X)
     assert network.widths.tolist() == [8, 6]
     assert network.slim([5, 4]).train()(images(2, 3, 8, 8)).shape == (2, 4)
+
+
+class NoisyTraining(nn.Module):
+    """Noise in training mode, of a number of channels that is written down or asked for."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.written, self.body, self.last = written, nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        if self.training:
+            x = x + torch.randn(1, 8 if self.written else x.shape[1], 1, 1)
+        return self.last(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_number_that_only_training_uses_is_said_before_the_search(written: bool) -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        PrunableNetwork(NoisyTraining(written).eval(), X)
+    said = [str(each.message) for each in found if "NoisyTraining fails in training mode" in str(each.message)]
+    assert len(said) == written

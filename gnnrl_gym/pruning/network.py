@@ -216,7 +216,18 @@ class PrunableNetwork:
         self._noisy = Probe(self.model, self.example_input)
         if not self._probe(everything, thorough=bool(sites)) and not (sites and self._adapts_by_attributes(sites)):
             self._freeze_broken(sites)
+        self._warn_of_training()
         del self._noisy  # as large as the model
+
+    def _warn_of_training(self) -> None:
+        """A number of channels that only training uses (noise of a fixed shape) would be met after the whole search."""
+        slimmer = Slimmer(self._noisy.dense, self.trace, self.channels, self.groups, self.slimmer.attributes)
+        if error := self._noisy.training_error(slimmer, next(_halves_and_ends(self.groups))):
+            warnings.warn(
+                f"The forward of {type(self.model).__name__} fails in training mode once channels are removed, so the "
+                f"pruned network can't be fine-tuned: {error[:300]}. Take numbers of channels from a shape there.",
+                stacklevel=4,
+            )
 
     def _freeze_broken(self, sites: list[Any]) -> None:
         everything = range(len(self.widths))

@@ -68,6 +68,25 @@ class Probe:
         return False
 
     @torch.no_grad()
+    def training_error(self, slimmer: Slimmer, kept: Any) -> str:
+        """What the slim network raises in training mode, where the dense one raises nothing; else "".
+
+        `dense` is left in training mode.
+        """
+        # two samples: BatchNorm can't train on one
+        inputs = tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.dim() else x, self.inputs)
+        try:
+            slim = slimmer.slim(kept).train()
+            _run(self.dense.train(), inputs)
+        except Exception:  # training needs something else, targets say
+            return ""
+        try:
+            _run(slim, inputs)
+        except Exception as error:  # whatever a forward raises on the wrong number of channels
+            return str(error) or type(error).__name__
+        return ""
+
+    @torch.no_grad()
     def is_random(self) -> bool:
         """Whether the forward draws numbers, other ones where it is pruned."""
         return not _close(*(_run(self.dense, self.inputs, seed) for seed in (0, 1)))
