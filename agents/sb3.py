@@ -14,6 +14,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from agents.recorder import PlanRecorder, SlotRecorder
 from gnnrl_gym.checks import check_whole
+from gnnrl_gym.envs.prune import PruneEnv
+from gnnrl_gym.envs.prune_many import PruneManyEnv
 from gnnrl_gym.envs.prune_vector import prefetch
 from gnnrl_gym.wrappers import PadGraph
 
@@ -45,7 +47,7 @@ def make_sb3_env(
             "Let the environment bound its actions, and round those that it takes as whole numbers."
         )
     rescaled = RescaleAction(_Bounded(padded), np.float32(-1), np.float32(1))
-    return Monitor(_Final(rescaled) if hasattr(env.unwrapped, "running") else rescaled)
+    return Monitor(_Final(rescaled) if isinstance(env.unwrapped, PruneEnv | PruneManyEnv) else rescaled)
 
 
 class _Bounded(gym.ActionWrapper[Any, Any, Any]):

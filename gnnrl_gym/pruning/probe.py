@@ -87,6 +87,11 @@ class Probe:
         return ""
 
     @torch.no_grad()
+    def outputs(self, model: nn.Module) -> Any:
+        """Of a `model` for the noise, with the same random draws for each, and global randomness left alone."""
+        return _run(model, self.inputs)
+
+    @torch.no_grad()
     def is_random(self) -> bool:
         """Whether the forward draws numbers, other ones where it is pruned."""
         return not _close(*(_run(self.dense, self.inputs, seed) for seed in (0, 1)))
