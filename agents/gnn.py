@@ -8,6 +8,8 @@ pooling into the next. Beyond the paper, edge features take part and every decis
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -66,16 +68,18 @@ class EdgeConv(GINEConv):
     """GINEConv (Hu et al. 2020, "Strategies for pre-training graph neural networks"), means instead of sums."""
 
     def __init__(self, hidden: int, edge_features: int) -> None:
-        super().__init__(nn.Linear(hidden, hidden), edge_dim=edge_features, aggr="mean")
+        super().__init__(nn.Linear(hidden, hidden), edge_dim=edge_features, aggr="sum")
 
     def forward(self, x: tuple[Tensor, Tensor], links: Tensor, edges: Tensor) -> Tensor:
         """Embeddings [n, hidden] from those of the sources and the targets, `links` [2, m] and edge features [m, E]."""
         targets = x[1]
-        return self.nn(targets + self.propagate(links, x=x, edge_attr=edges))
+        share = 1 / links[1].bincount(minlength=len(targets)).clamp(min=1).to(targets.dtype)
+        # the mean of the messages, in one pass with what it is added to: most of the time goes into moving memory
+        return self.nn(torch.addcmul(targets, self.propagate(links, x=x, edge_attr=edges), share[:, None]))
 
     def message(self, x_j: Tensor, edge_attr: Tensor) -> Tensor:
-        """Messages [m, hidden] of the edges, from their sources [m, hidden] and features [m, E]."""
-        return (x_j + narrow(self.lin, edge_attr)).relu_()
+        """Messages [m, hidden] of the edges, from their sources [m, hidden], a copy, and features [m, E]."""
+        return x_j.add_(narrow(self.lin, edge_attr)).relu_()
 
 
 class Stage(nn.Module):
@@ -89,7 +93,7 @@ class Stage(nn.Module):
         self, features: int, edge_features: int, hidden: int, rounds: int, members: bool, whole: bool
     ) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.encoder = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, hidden))
         self.pool = EdgeConv(hidden, edge_features) if members else None
         self.whole = nn.Linear(hidden, hidden) if whole else None
         self.forwards = nn.ModuleList(EdgeConv(hidden, edge_features) for _ in range(rounds))
@@ -169,33 +173,37 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
     def _features(self, observations: dict[str, Tensor]) -> Tensor:
         batch = disjoint_graph(observations, self.levels)
-        x, pooled = self._embed(batch, graphs=len(observations["nodes"]))
+        read, pooled = self._embed(batch, graphs=len(observations["nodes"]))
         mask = observations["decision_mask"].bool()
         graph, decision = mask.nonzero(as_tuple=True)
-        decisions = x.new_zeros(*mask.shape, self.hidden)
-        decisions[graph, decision] = x[batch.position[graph * observations["nodes"].shape[1] + decision]]
+        decisions = pooled.new_zeros(*mask.shape, self.hidden)
+        x, rows = _rows(read, batch.position[graph * observations["nodes"].shape[1] + decision])
+        decisions[graph, decision] = x[rows]
         return torch.cat([decisions.flatten(1), pooled], dim=1)
 
     def split_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Split features into decision embeddings [B, max_decisions, H] and the pooled one [B, H]."""
         return split_features(features, self.hidden)
 
-    def _embed(self, batch: GraphBatch, graphs: int) -> tuple[Tensor, Tensor]:
-        """Embeddings of all nodes [n, H], in the order of the batch, and of the graphs [graphs, H]."""
-        x = batch.nodes.new_zeros(0, self.hidden)
+    def _embed(self, batch: GraphBatch, graphs: int) -> tuple[list[Tensor], Tensor]:
+        """Embeddings of the nodes [n, H], level by level in the order of the batch, and of the graphs [graphs, H]."""
+        read = [batch.nodes.new_zeros(0, self.hidden)]
         pooled = batch.nodes.new_zeros(graphs, self.hidden)
         source, target = batch.rank[batch.links]
-        counts = torch.bincount(batch.rank, minlength=self.levels).tolist()
+        counts, start = torch.bincount(batch.rank, minlength=self.levels).tolist(), 0
         for rank, (count, stage) in enumerate(zip(counts, self.stages, strict=True)):
-            here = slice(len(x), len(x) + count)
-            members = _select(batch, (target == rank) & (source < rank), 0, here.start)
-            flow = _select(batch, (target == rank) & (source == rank), here.start, here.start)
+            here = slice(start, start + count)
+            links, edges = _select(batch, (target == rank) & (source < rank))
+            below, first = _rows(read, links[0])
+            members = torch.stack([first, links[1] - start]), edges
+            links, edges = _select(batch, (target == rank) & (source == rank))
             whole = pooled[batch.graph[here]] if stage.whole is not None else None
-            level = stage(batch.nodes[here], x, members, flow, whole)
-            x = torch.cat([x, level])
+            level = stage(batch.nodes[here], below, members, (links - start, edges), whole)
             if rank == max(self.levels - 2, 0):  # the top level
                 pooled = scatter(level, batch.graph[here], dim_size=graphs, reduce="mean")
-        return x, pooled
+            read.append(level)
+            start += count
+        return read, pooled
 
 
 def _check_padded(space: spaces.Space[Any]) -> None:
@@ -227,8 +235,20 @@ def split_features(features: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
     return embeddings[:, :-1], embeddings[:, -1]
 
 
-def _select(batch: GraphBatch, mask: Tensor, source: int, target: int) -> tuple[Tensor, Tensor]:
-    """Links, counted from the given first nodes, and features of some of the edges."""
+def _select(batch: GraphBatch, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Links and features of some of the edges."""
     chosen = mask.nonzero().squeeze(1)
-    first = torch.tensor([[source], [target]], device=mask.device)
-    return batch.links[:, chosen] - first, batch.edges[chosen]
+    return batch.links[:, chosen], batch.edges[chosen]
+
+
+def _rows(read: list[Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The levels that hold some rows of all that is read, as one tensor, and the rows in it.
+
+    Mostly that is one level, and no copy: the lowest is larger than all the others, and only the next one reads it.
+    """
+    if not len(rows):
+        return read[0][:0], rows
+    ends = list(accumulate(map(len, read)))
+    first, last = (bisect_right(ends, int(row)) for row in (rows.min(), rows.max()))
+    held = read[first : last + 1]
+    return held[0] if first == last else torch.cat(held), rows - (ends[first] - len(read[first]))

@@ -17,7 +17,7 @@ from torch_geometric.nn import GINEConv
 from toy_env import ToyGraphEnv
 
 from agents import GraphPolicy, GraphSACPolicy, make_sb3_env
-from agents.gnn import EdgeConv, MultiStageGNN, split_features
+from agents.gnn import EdgeConv, MultiStageGNN, _rows, split_features
 from gnnrl_gym.wrappers import PadGraph
 
 Observations = dict[str, Tensor]
@@ -245,6 +245,16 @@ def test_edge_convolutions_are_those_of_torch_geometric(nodes: int, edges: int, 
         gradients = torch.autograd.grad(outputs.square().sum(), [*inputs, *parameters], allow_unused=True)
         found.append((outputs, *(x for x in gradients if x is not None)))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.data())
+def test_rows_are_found_in_the_levels_that_hold_them(counts: list[int], data: st.DataObject) -> None:
+    read = [torch.randn(count, 3) for count in counts]
+    chosen = data.draw(st.lists(st.integers(0, sum(counts) - 1), max_size=8)) if sum(counts) else []
+    x, rows = _rows(read, torch.tensor(chosen, dtype=torch.long))
+    assert torch.equal(x[rows], torch.cat(read)[chosen])
+    if len(read) > 1 and chosen and max(chosen) < counts[0]:
+        assert x is read[0]  # no copy
 
 
 @LEVELS
