@@ -331,6 +331,18 @@ def test_frozen_and_named_and_still_exact(name: str) -> None:
     assert sorted(network.widths.tolist()) == widths
 
 
+def test_an_operation_without_a_rule_is_named_once_however_often_it_comes() -> None:
+    names = ("n0", "n1", "n2")
+    parts = {name: nn.Sequential(conv(8, 6), nn.GroupNorm(2, 6)) for name in names}
+    model = Net(lambda n, x: n.n0(x) + n.n1(x) + n.n2(x) + n.a(x).cumsum(1), 6, a=conv(8, 6), **parts)
+    with pytest.warns(UserWarning) as said:
+        network = PrunableNetwork(model, images(1, 3, 4, 4))
+    messages = [str(warning.message) for warning in said]
+    assert len(messages) == 2 and "cumsum" in messages[1] and "more" not in messages[1]
+    assert "group_norm in 'n0.1'" in messages[0] and "and 2 more" in messages[0]
+    assert all(any(f"'{name}.1'" in place for place in network.channels.unsupported) for name in names)
+
+
 class Depthwise(nn.Module):
     """A depthwise convolution that isn't nn.Conv2d, with its number of groups as an attribute."""
 

@@ -69,8 +69,7 @@ class PrunableNetwork:
         self.trace = trace(model, cloned(example_input))
         self.channels = propagate(self.trace, strict)
         self._follow_training_heads(strict)
-        for place in dict.fromkeys(self.channels.unsupported):  # a part that runs twice is named once
-            warnings.warn(f"No channel rule for {place}: the groups that touch it are frozen.", stacklevel=2)
+        self._warn_of_unsupported()
         self._set_groups(find_groups(self.channels))
         self._freeze_what_does_not_adapt()
         if not len(self.widths):
@@ -80,6 +79,15 @@ class PrunableNetwork:
                 "as a view of them makes it."
             )
         self._order_by(importance_scores(model, self.groups, importance, batch))
+
+    def _warn_of_unsupported(self) -> None:
+        """Once for an operation: a transformer has dozens of places with the same."""
+        kinds: dict[str, list[str]] = {}
+        for place in dict.fromkeys(self.channels.unsupported):  # a part that runs twice is named once
+            kinds.setdefault(place.partition(" in ")[0], []).append(place)
+        for first, *more in kinds.values():
+            others = f" and {len(more)} more (channels.unsupported lists them)" if more else ""
+            warnings.warn(f"No channel rule for {first}{others}: the groups that touch it are frozen.", stacklevel=3)
 
     def _follow_training_heads(self, strict: bool) -> None:
         """Heads that only training uses (GoogLeNet's) read channels too: a second trace shows which."""
