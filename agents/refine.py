@@ -61,15 +61,9 @@ def finetune_run(
             has others than the run's; or the training diverged. The run stays as it was.
         PermissionError: nothing can be written in the run folder.
     """
-    check_whole(1, epochs=epochs)
-    check_seed(seed=seed)
-    check_number("at least 0", learning_rate=learning_rate, distill=distill)
-    epochs, seed, learning_rate, distill = int(epochs), int(seed), float(learning_rate), float(distill)  # not NumPy's
-    check_choice("images", images, IMAGES)
+    how = _how(epochs, learning_rate, schedule, distill, images, seed)
     result, folder = SearchResult.load(run), Path(run)
     check_writable(folder, COPY)
-    how = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, "distill": distill, "images": images}
-    how |= {"seed": seed}
     place, splits = resolve_device(device), _splits(result, folder, data)
     if images == "all":
         splits = replace(splits, train=splits.train.joined(splits.search))
@@ -79,22 +73,45 @@ def finetune_run(
         _record(result, folder, slim, splits, done[-1])
         if done[-1] == how:
             return result
-    teacher, dtype = _teacher(result, folder, network, distill), fitting_dtype("auto", network, place)
+    _tune(result, folder, network, slim, splits, how)
+    update_slim(result.weights_file, slim, [*result.settings.get("finetuning", []), how])
+    _record(result, folder, slim, splits, how)
+    return result
+
+
+def _how(
+    epochs: int, learning_rate: float, schedule: str, distill: float, images: str, seed: int
+) -> dict[str, Any]:  # fmt: skip
+    """What a run's record says of a fine-tuning, with Python's own numbers instead of NumPy's.
+
+    Raises:
+        ValueError: a number out of range, or unknown images.
+    """
+    check_whole(1, epochs=epochs)
+    check_seed(seed=seed)
+    check_number("at least 0", learning_rate=learning_rate, distill=distill)
+    check_choice("images", images, IMAGES)
+    how = {"epochs": int(epochs), "learning_rate": float(learning_rate), "schedule": schedule}
+    return how | {"distill": float(distill), "images": images, "seed": int(seed)}
+
+
+def _tune(
+    result: SearchResult, folder: Path, network: PrunableNetwork, slim: nn.Module, splits: DataSplits,
+    how: dict[str, Any],
+) -> None:  # fmt: skip
+    """Train `slim`, the pruned network of `network`, in place."""
+    place = next(slim.parameters()).device
+    teacher, dtype = _teacher(result, folder, network, how["distill"]), fitting_dtype("auto", network, place)
     # the epochs before are in the name: what an earlier fine-tuning may have left is no part of this one
     checkpoint = folder / f"{CHECKPOINT}{result.finetune_epochs or 0}.pt"
-    bar = Progress(epochs, "epoch", "fine-tuning", lines=epochs)
+    named = {name: how[name] for name in ("epochs", "learning_rate", "seed", "schedule", "distill")}
+    bar = Progress(how["epochs"], "epoch", "fine-tuning", lines=how["epochs"])
 
     def show(epoch: int, loss: float) -> None:
         bar.at(epoch, f"training loss {loss:.3f}")
 
     with closing(bar), _held(network, slim, result.kept()), fitting_threads(network):
-        finetune(
-            slim, splits, epochs, learning_rate, seed, place, show, schedule, teacher, distill=distill, dtype=dtype,
-            checkpoint=checkpoint,
-        )  # fmt: skip
-    update_slim(result.weights_file, slim, [*result.settings.get("finetuning", []), how])
-    _record(result, folder, slim, splits, how)
-    return result
+        finetune(slim, splits, **named, on_epoch=show, teacher=teacher, dtype=dtype, checkpoint=checkpoint)
 
 
 def _record(result: SearchResult, folder: Path, slim: nn.Module, data: DataSplits, how: dict[str, Any]) -> None:

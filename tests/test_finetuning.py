@@ -282,7 +282,7 @@ def test_an_interrupted_run_goes_on(digits_env: Env, tmp_path: Path, monkeypatch
     before = SearchResult.load(tmp_path / "killed")
 
     def dies(model: nn.Module, *args: Any, **settings: Any) -> nn.Module:
-        return finetune(model, *args[:5], stop_after(1), *args[6:], **settings)
+        return finetune(model, *args, **settings | {"on_epoch": stop_after(1)})
 
     monkeypatch.setattr("agents.refine.finetune", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -371,7 +371,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
 
 def counted(epochs: list[int]) -> Any:
     def finetunes(model: nn.Module, *args: Any, **settings: Any) -> nn.Module:
-        return finetune(model, *args[:5], lambda epoch, _: epochs.append(epoch), *args[6:], **settings)
+        return finetune(model, *args, **settings | {"on_epoch": lambda epoch, _: epochs.append(epoch)})
 
     return finetunes
 

@@ -78,15 +78,7 @@ def finetune(
     training = _Training(model, optimizer, _scheduler(schedule, optimizer, learning_rate, max(steps, 1)), generator)
     settings: list[Any] = [epochs, learning_rate, seed, schedule, [temperature, distill], str(dtype)]
     settings += _material(data, model, teacher) if checkpoint else []
-
-    def step(images: Tensor, labels: Tensor) -> Tensor:
-        # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            with torch.no_grad():
-                taught = None if teacher is None else teacher(images.clone())  # it may change its input in place
-            outputs = model(images)
-        return distillation_loss(outputs, labels, taught, temperature, distill)
-
+    step = _step(model, teacher, device, dtype, temperature, distill)
     done = training.load(checkpoint, settings) if checkpoint else 0
     # dropout draws from the global generator
     with torch.random.fork_rng([device] if device.type == "cuda" else []), deterministic(device):
@@ -100,6 +92,23 @@ def finetune(
             if on_epoch:
                 on_epoch(epoch, loss)
     return model.eval()
+
+
+def _step(
+    model: nn.Module, teacher: nn.Module | None, device: torch.device, dtype: torch.dtype, temperature: float,
+    distill: float,
+) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
+    """The loss of a batch of images [N, C, H, W] and labels [N], a scalar with a gradient."""
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            with torch.no_grad():
+                taught = None if teacher is None else teacher(images.clone())  # it may change its input in place
+            outputs = model(images)
+        return distillation_loss(outputs, labels, taught, temperature, distill)
+
+    return step
 
 
 def _material(data: DataSplits, *networks: nn.Module | None) -> list[Any]:
