@@ -15,7 +15,7 @@ from gnnrl_gym.pruning.latency import LatencyTable
 from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.models import input_shape_for
 
-NETWORKS = ("resnet18", "mobilenet_v2")
+NETWORKS = ("resnet18", "mobilenet_v2", "resnet20", "resnet56")
 PLANS = 3
 MACS = (0.3, 0.8)  # between which shares of the dense MACs the plans lie
 LIMIT = 0.15  # relative error that is promised

@@ -26,7 +26,7 @@ from agents.search_cli import _budget
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.latency import measure_latency
-from gnnrl_gym.pruning.latency import LatencyTable
+from gnnrl_gym.pruning.latency import LatencyTable, _rounded
 from gnnrl_gym.pruning.timing import take_turns
 from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.resnet import CifarResNet
@@ -283,6 +283,13 @@ def test_measuring_changes_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_alike_layers_are_measured_once(table: LatencyTable) -> None:
     keys = [op.key for op in table._operations]
     assert len(set(keys)) < len(keys) / 2  # ResNet-20 repeats its blocks
+
+
+def test_counts_are_rounded_up_to_blocks_and_below_one_to_powers_of_two() -> None:
+    counts = np.arange(1.0, 65.0)
+    found = _rounded(counts, np.float64(16))
+    assert (found >= counts).all() and sorted(set(found.tolist())) == [1, 2, 4, 8, 16, 32, 48, 64]
+    assert (_rounded(counts, np.float64(1)) == counts).all()  # what works on channels one by one
 
 
 def test_operations_are_measured_at_the_counts_they_say() -> None:

@@ -2,7 +2,7 @@
 
 Every operation that computes is measured alone at a grid of channel counts (read x written), and interpolated between
 them. Kernels work on blocks of channels, so a convolution of 33 channels takes as long as one of 48: counts are rounded
-up to whole blocks first. What operations measured alone leave out (calls of modules, views, other caches) is put right
+up to whole blocks first, those below a block to a power of two (smaller kernels take over there). What operations measured alone leave out (calls of modules, views, other caches) is put right
 by forwards of the dense network and a few pruned ones: a factor and a constant, for the whole network.
 """
 
@@ -30,6 +30,7 @@ from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.timing import Operation, operations, place, take_turns
 
 SHARES = (0.1, 0.4, 0.7, 1.0)  # of channels at which operations are measured; 0.1 is the environment's floor
+LAYOUT = 2  # of the grids: those in files of another layout were measured at other counts, and are not read
 CALIBRATION_PLANS = 4  # forwards of whole networks that scale the table
 Grid = list[list[float]]
 
@@ -61,7 +62,7 @@ class LatencyTable:
         self.network, self.repeats = network, repeats
         self.device = next(network.model.parameters()).device
         self.place = place(self.device)
-        name = hashlib.sha256(f"{self.place} {SHARES}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{self.place} {SHARES} {LAYOUT}".encode()).hexdigest()[:16]
         self._file = (Path(cache) if cache else cache_folder() / "latency") / f"{name}.json"
         self._operations = operations(network.trace, network.channels, network.groups)
         known: dict[str, Any] = {} if refresh else self._read()
@@ -88,7 +89,7 @@ class LatencyTable:
         """Number of the knot below, and how far the way to the next one is, [..., L]."""
         rows, knots = self._rows[axis], self._knots[axis]
         kept = widths.astype(np.float64) @ rows[:-1] + rows[-1]
-        kept = np.minimum(np.ceil(kept / self._blocks) * self._blocks, knots[:, -1])
+        kept = np.minimum(_rounded(kept, self._blocks), knots[:, -1])
         below = (kept[..., None] >= knots[:, 1:-1]).sum(-1)
         at = np.arange(len(knots))
         left, right = knots[at, below], knots[at, below + 1]
@@ -115,7 +116,7 @@ class LatencyTable:
         size, step = op.sizes[axis], op.outputs_per_group or 1
         if not op.rows[axis][:-1].any():  # frozen
             return [size] * len(SHARES)
-        blocks = [-(-int(np.ceil(share * size)) // self._block(op)) * self._block(op) for share in SHARES]
+        blocks = _rounded(np.ceil(np.array(SHARES) * size), np.float64(self._block(op))).astype(int).tolist()
         return [min(-(-count // step) * step, size) for count in blocks]
 
     # ---- measurement ------------------------------------------------------------------------------------------
@@ -206,6 +207,12 @@ class LatencyTable:
             write_atomic(self._file, lambda file: file.write(json.dumps(record).encode()))
         except OSError as error:  # a cache saves time only
             _warn_unwritable(str(self._file.parent), str(error))
+
+
+def _rounded(counts: Floats, blocks: Floats) -> Floats:
+    """Channel counts rounded up to what kernels work on: whole blocks, and below a block a power of two."""
+    small = 2 ** np.ceil(np.log2(np.maximum(counts, 1)))
+    return np.minimum(np.ceil(counts / blocks) * blocks, small)
 
 
 @cache
