@@ -21,7 +21,8 @@ console = Console()
 RUNS = Path("runs")
 # defaults that are no values of their own stand in show_default: Rich would take "[default: ...]" for markup
 Run = Annotated[
-    Path | None, typer.Argument(help="Run folder that `gnnrl search` wrote.", show_default="the newest in runs")
+    Path | None,
+    typer.Argument(help="Run folder of `gnnrl search` or `gnnrl early`.", show_default="the newest in runs"),
 ]
 Data = Annotated[
     str | None, typer.Option(help="Data name, .npz file or image folder.", show_default="digits, for digits-resnet")

@@ -59,7 +59,8 @@ def search(
     search_images: Annotated[int, typer.Option(help="Images of the search split that score a plan.")] = 1000,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal searches.")] = 0,
     policy: Annotated[
-        str, typer.Option(help="What ppo starts from: a file of `gnnrl train`, general, none, or auto.")
+        str,
+        typer.Option(help="What ppo starts from: a file of `gnnrl train`, general, none; auto: general for channels."),
     ] = "auto",
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/MODEL-METHOD-TIME")] = None,

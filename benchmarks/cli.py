@@ -18,7 +18,9 @@ def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; none lists them.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     model: Annotated[str | None, typer.Option(help="Only this network.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Its weights, for searches.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Its weights, for searches; for general-policy the folder of all.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Data name, .npz file or image folder, for searches.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds per searcher.")] = 3,
     evaluations: Annotated[int, typer.Option(help="Evaluations per search.")] = 400,

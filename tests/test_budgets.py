@@ -287,9 +287,9 @@ def test_alike_layers_are_measured_once(table: LatencyTable) -> None:
 
 def test_counts_are_rounded_up_to_blocks_and_below_one_to_powers_of_two() -> None:
     counts = np.arange(1.0, 65.0)
-    found = _rounded(counts, np.float64(16))
+    found = _rounded(counts, np.array(16.0))
     assert (found >= counts).all() and sorted(set(found.tolist())) == [1, 2, 4, 8, 16, 32, 48, 64]
-    assert (_rounded(counts, np.float64(1)) == counts).all()  # what works on channels one by one
+    assert (_rounded(counts, np.array(1.0)) == counts).all()  # what works on channels one by one
 
 
 def test_operations_are_measured_at_the_counts_they_say() -> None:

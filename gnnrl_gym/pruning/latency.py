@@ -2,8 +2,9 @@
 
 Every operation that computes is measured alone at a grid of channel counts (read x written), and interpolated between
 them. Kernels work on blocks of channels, so a convolution of 33 channels takes as long as one of 48: counts are rounded
-up to whole blocks first, those below a block to a power of two (smaller kernels take over there). What operations measured alone leave out (calls of modules, views, other caches) is put right
-by forwards of the dense network and a few pruned ones: a factor and a constant, for the whole network.
+up to whole blocks first, those below a block to a power of two (smaller kernels take over there). What operations
+measured alone leave out (calls of modules, views, other caches) is put right by forwards of the dense network and a few
+pruned ones: a factor and a constant, for the whole network.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class LatencyTable:
         size, step = op.sizes[axis], op.outputs_per_group or 1
         if not op.rows[axis][:-1].any():  # frozen
             return [size] * len(SHARES)
-        blocks = _rounded(np.ceil(np.array(SHARES) * size), np.float64(self._block(op))).astype(int).tolist()
+        blocks = _rounded(np.ceil(np.array(SHARES) * size), np.array(self._block(op), float)).astype(int).tolist()
         return [min(-(-count // step) * step, size) for count in blocks]
 
     # ---- measurement ------------------------------------------------------------------------------------------
