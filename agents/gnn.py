@@ -77,6 +77,13 @@ class EdgeConv(GINEConv):
         # the mean of the messages, in one pass with what it is added to: most of the time goes into moving memory
         return self.nn(torch.addcmul(targets, self.propagate(links, x=x, edge_attr=edges), share[:, None]))
 
+    def aggregate(self, inputs: Tensor, index: Tensor, ptr: Any = None, dim_size: int | None = None) -> Tensor:
+        """Sums [n, hidden] of the messages [m, hidden] by target, `index` [m].
+
+        On a GPU that has to be deterministic this sorts the messages, and GINEConv's own way all of their entries.
+        """
+        return inputs.new_zeros(dim_size or 0, inputs.shape[1]).index_add_(0, index, inputs)
+
     def message(self, x_j: Tensor, edge_attr: Tensor) -> Tensor:
         """Messages [m, hidden] of the edges, from their sources [m, hidden], a copy, and features [m, E]."""
         return x_j.add_(narrow(self.lin, edge_attr)).relu_()

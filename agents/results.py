@@ -282,5 +282,7 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """The processor and the GPU, in words."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    # a fork of a process that has used a GPU can't, and has not
+    usable = torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
+    gpu = f", {torch.cuda.get_device_name()}" if usable else ""
     return f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"

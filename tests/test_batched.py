@@ -294,6 +294,27 @@ def test_falls_back_with_a_reason(digits_env: gym.Env[Any, Any], monkeypatch: py
     assert [together.score(plan) for plan in plans] == [alone.score(plan) for plan in plans]
 
 
+def test_a_batch_is_the_same_whatever_a_resumed_search_knows(
+    digits_env: gym.Env[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, _ = evaluators(digits_env)
+    plans, sizes = list(random_plans(together.network, 4)), list[int]()
+    candidates = together._candidates
+    assert candidates is not None
+    measure = candidates.accuracies
+
+    def counted(part: Any, *data: Any) -> list[float]:
+        sizes.append(len(part))
+        return measure(part, *data)
+
+    monkeypatch.setattr(candidates, "accuracies", counted)
+    together.remember(plans[0], 0.125)
+    together.prefetch([*plans, plans[1]])
+    together.prefetch(plans)
+    assert sizes == [4]
+    assert together.score(plans[0]) == 0.125  # what is known stays
+
+
 def test_chunks_fit_the_memory(digits_env: gym.Env[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     together, alone = evaluators(digits_env)
     plans = list(random_plans(together.network, 7))
@@ -326,7 +347,8 @@ def test_benchmark_says_where_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     assert benchmarks()["gpu-evaluation"] is benchmark.BENCHMARK
     record = benchmark.run(Options(model="digits-resnet"))
     rows = {row["precision"]: row for row in record["rows"]}
-    assert rows["float32"]["largest_difference"] <= 1 / record["images"]
+    images = 5 if record["gpu"] else 1  # a GPU's convolutions round more (TF32)
+    assert rows["float32"]["largest_difference"] < (images + 0.5) / record["images"]
     # scores move half the bytes in bfloat16, recalibration as many
     assert 1 < rows["float32"]["activation_bytes"] / rows["bfloat16"]["activation_bytes"] < 2
     assert ("No GPU" in benchmark.table(record)) == (record["gpu"] is None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -157,3 +158,17 @@ def test_recalibrated_statistics_are_those_of_the_images() -> None:
     recalibrate(model, x)
     torch.testing.assert_close(model.bn1.running_mean, first.mean(1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.bn1.running_var, first.var(1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_recalibration_takes_the_plain_average_as_pytorch_does() -> None:
+    norm = nn.BatchNorm2d(6)
+    model, x = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.Conv2d(6, 6, 3), norm), images(192, 3, 8, 8)  # it runs twice
+    expected = copy.deepcopy(model).train()
+    expected[1].reset_running_stats()
+    expected[1].momentum = None
+    for part in x.split(64):
+        expected(part)
+    recalibrate(model, x)
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), expected.buffers(), strict=True))
+    assert not norm._forward_pre_hooks

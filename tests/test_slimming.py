@@ -285,3 +285,31 @@ def test_a_network_that_keeps_activations_is_cut_after_a_step_of_training() -> N
     slim, mask = network.slim([3]), network.mask([3])
     assert_close(outputs(slim, X), outputs(mask, X))
     assert network.model.last["features"][0].grad_fn is not None
+
+
+class CastAndPad(nn.Module):
+    """A shortcut of other people's code: no parameter, the channels that it adds in its forward, and a cast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2].float(), (0, 0, 0, 0, 2, 2))
+
+
+class Shortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.short = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3, 2, padding=1), CastAndPad()
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head((self.conv(x) + self.short(x)).relu())
+
+
+@torch.no_grad()
+def test_a_cut_module_that_casts_runs_in_any_precision() -> None:
+    network = exact_network(Shortcut(), X)
+    plan = network.widths // 2
+    slim, mask = network.slim(plan), network.mask(plan)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert slim(X).dtype == torch.bfloat16
+    assert slim.half().double().to("meta")(X.double().to("meta")).shape == mask(X).shape

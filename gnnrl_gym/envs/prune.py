@@ -25,6 +25,7 @@ from gnnrl_gym.envs.network import (
     splits_for,
 )
 from gnnrl_gym.evaluation.accuracy import resolve_device
+from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, ObjectiveEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
 from gnnrl_gym.graph.groups import Ints
@@ -191,7 +192,8 @@ class PruneEnv(NetworkEnv, EzPickle):
         importance, images = self.arguments["importance"], self.arguments["recalibration_images"]
         x, y = (part.to(self.device) for part in self.data.train.take(images, seed=1).tensors())
         batch = (x, y) if importance == "taylor" else None
-        return make_network(module.eval(), x[:1], self.arguments["granularity"], importance, batch)
+        with deterministic(self.device):  # the order of the units is the same again
+            return make_network(module.eval(), x[:1], self.arguments["granularity"], importance, batch)
 
     @property
     def budget(self) -> float:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnrl_gym.evaluation.batched import BatchedCandidates, obstacle
+from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.folding import fold, foldable_pairs
 from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.graph.groups import Floats, Ints
@@ -154,8 +155,10 @@ class PlanEvaluator:
         missing = {plan_key(plan): plan for plan in plans if plan_key(plan) not in self._scores}
         together = list(missing.values())
         if self.batched and missing and self._candidates:
-            data = self._calibration, self._search, self._labels
-            self._scores.update(zip(missing, self._candidates.accuracies(together, *data, self.dtype), strict=True))
+            # those that are known, too: a resumed search knows more, and how many are in a batch decides on rounding
+            batch, data = {plan_key(plan): plan for plan in plans}, (self._calibration, self._search, self._labels)
+            found = self._candidates.accuracies(list(batch.values()), *data, self.dtype)
+            self._scores = dict(zip(batch, found, strict=True)) | self._scores
         elif self.device.type == "cpu" and missing and min(len(plans), torch.get_num_threads()) > 1:
             # one that is missing alone, too: a resumed search has to measure it as the first one did, on one thread
             self._scores.update(zip(missing, _side_by_side(self._measure, together), strict=True))
@@ -184,7 +187,8 @@ class PlanEvaluator:
         """Loss rise [A] when only one group is halved, on the recalibration images: measured once, no evaluation."""
         full = self.network.widths
         halves = [full - (full // 2) * (np.arange(len(full)) == group) for group in range(len(full))]
-        losses = np.array(self._each(self._loss, [full, *halves]))
+        with deterministic(self.device):
+            losses = np.array(self._each(self._loss, [full, *halves]))
         return losses[1:] - losses[0]
 
     def _each(self, measure: Callable[[Ints], float], plans: Sequence[Ints]) -> list[float]:

@@ -92,7 +92,7 @@ def _plans(groups: ChannelGroups) -> list[np.ndarray]:
 def _result(module: nn.Module, given: list[Tensor]) -> Tensor | None:
     """What `module` gives, if that is a tensor: it may take no inputs like these."""
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(sorted({x.device.index for x in given if x.is_cuda})):
             result = module(*given)
     except Exception:  # whatever a forward raises
         return None

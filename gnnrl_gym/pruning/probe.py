@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
 from typing import Any
@@ -110,11 +111,24 @@ def cloned(value: Any) -> Any:
     return tree_map_only(Tensor, lambda x: x.detach().clone(), value)
 
 
+def gpus_of(value: Any) -> list[int]:
+    """Numbers of the GPUs that the tensors in `value` are on."""
+    return sorted({x.device.index for x in _tensors(value) if x.is_cuda})
+
+
 def _run(module: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
+    gpus = gpus_of(inputs)
     # in torch.compile's networks every width would be compiled anew
-    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-        torch.default_generator.manual_seed(seed)  # of the CPU, whose state comes back
+    with torch.random.fork_rng(gpus), torch.compiler.set_stance("force_eager"), _full_precision(gpus):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+            generator.manual_seed(seed)  # the states come back
         return module(*cloned(inputs))
+
+
+def _full_precision(gpus: list[int]) -> AbstractContextManager[Any]:
+    """No TF32: a GPU would use it for some widths and not for others, and round like a mistake."""
+    cudnn: Any = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, deterministic=True, allow_tf32=False) if gpus else nullcontext()
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,19 +26,34 @@ def recalibrate(model: nn.Module, images: Tensor, batch: int = BATCH) -> nn.Modu
     """
     model.eval()
     norms = batch_norms(model)
-    momenta = [norm.momentum for norm in norms]
+    momenta, average = [norm.momentum for norm in norms], _PlainAverage()
+    hooks = [norm.register_forward_pre_hook(average) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # PyTorch: the plain average over all batches
         norm.train()
     try:
         for part in _parts(images, batch) if norms else ():
             model(part.clone())  # a forward may change its input in place
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
+            hook.remove()
             norm.eval()
             norm.momentum = momentum
     return model
+
+
+class _PlainAverage:
+    """Before a BatchNorm's n-th call: a momentum of 1/n, and so the plain average over all batches.
+
+    PyTorch's momentum of None is the same, but reads n off a tensor: at every layer it would wait for the GPU.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[nn.Module] = Counter()
+
+    def __call__(self, norm: Any, _: Any) -> None:
+        self.calls[norm] += 1
+        norm.momentum = 1 / self.calls[norm]
 
 
 def _parts(images: Tensor, batch: int) -> tuple[Tensor, ...]:

@@ -239,7 +239,9 @@ def _padding(node: fx.Node, groups: ChannelGroups, kept: np.ndarray) -> tuple[in
 
 
 def _inside(trace: Trace, path: str) -> list[fx.Node]:
-    return [node for node in trace.operations() if f"{module_path(node)}.".startswith(f"{path}.")]
+    """What runs in a module, without `torch.export`'s checks that types and devices are those of the trace."""
+    inside = [node for node in trace.operations() if f"{module_path(node)}.".startswith(f"{path}.")]
+    return [node for node in inside if operator_name(node) != "_assert_tensor_metadata"]
 
 
 def _sources(inside: list[fx.Node]) -> list[fx.Node]:
