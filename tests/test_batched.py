@@ -333,8 +333,10 @@ def test_chunks_fit_the_memory(digits_env: gym.Env[Any, Any], monkeypatch: pytes
     assert [together.score(plan) for plan in plans] == [alone.score(plan) for plan in plans]
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     most, full = 0, together.network.widths
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.warns(UserWarning, match="one by one, not in one batch: the GPU's memory"):
         together.prefetch([full, full - 2])
+    assert not together.batched
+    assert [together.score(plan) for plan in (full, full - 2)] == [alone.score(plan) for plan in (full, full - 2)]
 
 
 def test_a_cpu_does_not_batch_by_itself(digits_env: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,13 +156,24 @@ class PlanEvaluator:
         missing = {plan_key(plan): plan for plan in plans if plan_key(plan) not in self._scores}
         together = list(missing.values())
         if self.batched and missing and self._candidates:
-            # those that are known, too: a resumed search knows more, and how many are in a batch decides on rounding
-            batch, data = {plan_key(plan): plan for plan in plans}, (self._calibration, self._search, self._labels)
-            found = self._candidates.accuracies(list(batch.values()), *data, self.dtype)
-            self._scores = dict(zip(batch, found, strict=True)) | self._scores
+            self._scores = self._in_one_batch(self._candidates, plans) | self._scores
         elif self.device.type == "cpu" and missing and min(len(plans), torch.get_num_threads()) > 1:
             # one that is missing alone, too: a resumed search has to measure it as the first one did, on one thread
             self._scores.update(zip(missing, _side_by_side(self._measure, together), strict=True))
+
+    def _in_one_batch(self, candidates: BatchedCandidates, plans: Sequence[Ints]) -> dict[bytes, float]:
+        """Scores of all `plans`, those that are known, too: a resumed search knows more of them, and how many are in a
+        batch decides on rounding. Where the memory is too small for a single one: none, and no batches any more."""
+        batch, data = {plan_key(plan): plan for plan in plans}, (self._calibration, self._search, self._labels)
+        with contextlib.suppress(torch.OutOfMemoryError):
+            found = candidates.accuracies(list(batch.values()), *data, self.dtype)
+            return dict(zip(batch, found, strict=True))
+        warnings.warn(
+            "Candidates are scored one by one, not in one batch: the GPU's memory is too small for that.", stacklevel=3
+        )
+        self.batched = False
+        torch.cuda.empty_cache()
+        return {}
 
     @cached_property
     def _candidates(self) -> BatchedCandidates | None:
