@@ -171,6 +171,15 @@ def test_folder_is_read_when_asked_for(folder: Path) -> None:
         data.test.tensors()
 
 
+def test_files_are_read_alike_by_one_thread_and_by_several(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, found = load_data(folder, image_size=16).train, []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(_raw(train))
+    assert len(found[0]) == len(found[0].unique(dim=0)) == len(train)  # all differ, so an order would show
+    assert torch.equal(*found)
+
+
 def test_images_that_would_come_out_wrong_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, file = load_data(folder, image_size=16), folder / "val" / "class1" / "0.png"
     levels = np.arange(40 * 30).reshape(30, 40)
