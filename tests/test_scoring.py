@@ -172,3 +172,21 @@ def test_recalibration_takes_the_plain_average_as_pytorch_does() -> None:
     recalibrate(model, x)
     assert all(torch.equal(one, other) for one, other in zip(model.buffers(), expected.buffers(), strict=True))
     assert not norm._forward_pre_hooks
+
+
+def test_a_compiled_network_is_not_compiled_for_every_plan() -> None:
+    compiled_anew: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled_anew.append(graph)
+        return graph
+
+    few: dict[str, Any] = {"data": "digits", "search_images": 50, "recalibration_images": 130, "device": "cpu"}
+    model = load_model("digits-resnet")
+    plain = PruneEnv(model=model, **few).evaluator
+    evaluator = PruneEnv(model=torch.compile(model, backend=backend, fullgraph=True), **few).evaluator
+    compiled_anew.clear()
+    for less in (1, 2):
+        plan = evaluator.network.widths - less
+        assert evaluator.score(plan) == plain.score(plan)
+    assert not compiled_anew

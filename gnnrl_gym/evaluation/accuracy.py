@@ -19,7 +19,7 @@ from gnnrl_gym.evaluation.folding import fold, foldable_pairs
 from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
-from gnnrl_gym.pruning.recalibration import recalibrate
+from gnnrl_gym.pruning.recalibration import eager, recalibrate
 from gnnrl_gym.zoo.split import Split
 
 CPU_BATCH, GPU_BATCH = 64, 1024  # a CPU is fastest where activations stay in its cache
@@ -56,7 +56,7 @@ def _numbered(device: torch.device) -> torch.device:
 @torch.inference_mode()
 def logits(model: nn.Module, images: Tensor) -> Tensor:
     """Outputs [N, classes] of `model` in eval mode for `images` [N, C, H, W]."""
-    model.eval()
+    model = eager(model).eval()
     size = GPU_BATCH if images.is_cuda else CPU_BATCH
     while True:
         try:

@@ -33,13 +33,19 @@ def recalibrate(model: nn.Module, images: Tensor, batch: int = BATCH) -> nn.Modu
         norm.train()
     try:
         for part in _parts(images, batch) if norms else ():
-            model(part.clone())  # a forward may change its input in place
+            eager(model)(part.clone())  # a forward may change its input in place
     finally:
         for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
             hook.remove()
             norm.eval()
             norm.momentum = momentum
     return model
+
+
+def eager(model: nn.Module) -> nn.Module:
+    """What `torch.compile` wraps, where it does: it would compile the widths of every plan anew."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
 
 
 class _PlainAverage:
