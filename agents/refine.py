@@ -79,9 +79,7 @@ def finetune_run(
     return result
 
 
-def _how(
-    epochs: int, learning_rate: float, schedule: str, distill: float, images: str, seed: int
-) -> dict[str, Any]:  # fmt: skip
+def _how(epochs: int, learning_rate: float, schedule: str, distill: float, images: str, seed: int) -> dict[str, Any]:
     """What a run's record says of a fine-tuning, with Python's own numbers instead of NumPy's.
 
     Raises:

@@ -154,12 +154,11 @@ class PlanEvaluator:
         No evaluation by itself. Small batches don't fill a GPU or several cores, several candidates do.
         """
         missing = {plan_key(plan): plan for plan in plans if plan_key(plan) not in self._scores}
-        together = list(missing.values())
         if self.batched and missing and self._candidates:
             self._scores = self._in_one_batch(self._candidates, plans) | self._scores
         elif self.device.type == "cpu" and missing and min(len(plans), torch.get_num_threads()) > 1:
             # one that is missing alone, too: a resumed search has to measure it as the first one did, on one thread
-            self._scores.update(zip(missing, _side_by_side(self._measure, together), strict=True))
+            self._scores.update(zip(missing, _side_by_side(self._measure, list(missing.values())), strict=True))
 
     def _in_one_batch(self, candidates: BatchedCandidates, plans: Sequence[Ints]) -> dict[bytes, float]:
         """Scores of all `plans`, those that are known, too: a resumed search knows more of them, and how many are in a

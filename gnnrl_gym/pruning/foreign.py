@@ -4,7 +4,7 @@ graph, with the numbers edited, may stand for the module. A trace is of one batc
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,10 +89,15 @@ def _plans(groups: ChannelGroups) -> list[np.ndarray]:
     return [~start, ~end, half | start, ~half | end]  # never an empty layer
 
 
+def gpus_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Numbers of the GPUs that some tensors are on."""
+    return sorted({x.device.index for x in tensors if x.is_cuda})
+
+
 def _result(module: nn.Module, given: list[Tensor]) -> Tensor | None:
     """What `module` gives, if that is a tensor: it may take no inputs like these."""
     try:
-        with torch.random.fork_rng(sorted({x.device.index for x in given if x.is_cuda})):
+        with torch.random.fork_rng(gpus_of(given)):
             result = module(*given)
     except Exception:  # whatever a forward raises
         return None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gnnrl_gym.pruning.foreign import gpus_of
 from gnnrl_gym.pruning.slimming import Slimmer
 
 Inputs = tuple[Any, ...]
@@ -111,13 +112,8 @@ def cloned(value: Any) -> Any:
     return tree_map_only(Tensor, lambda x: x.detach().clone(), value)
 
 
-def gpus_of(value: Any) -> list[int]:
-    """Numbers of the GPUs that the tensors in `value` are on."""
-    return sorted({x.device.index for x in _tensors(value) if x.is_cuda})
-
-
 def _run(module: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
-    gpus = gpus_of(inputs)
+    gpus = gpus_of(_tensors(inputs))
     # in torch.compile's networks every width would be compiled anew
     with torch.random.fork_rng(gpus), torch.compiler.set_stance("force_eager"), _full_precision(gpus):
         for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
