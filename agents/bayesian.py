@@ -34,9 +34,7 @@ def bayesian(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, sta
     """
     env: Any = recorder.unwrapped
     if not hasattr(env, "pool"):
-        raise ValueError(
-            f"bayesian chooses from a pool, and {type(env).__name__} has none: use GNNRL-Relational-v0."
-        )
+        raise ValueError(f"bayesian chooses from a pool, and {type(env).__name__} has none: use GNNRL-Relational-v0.")
     require_botorch()
     optimizer = PoolOptimizer(env, seed, start)
     with contextlib.suppress(EvaluationsExhausted):  # the pick is still to be made

@@ -54,9 +54,7 @@ def early(
     seed: Annotated[int, typer.Option(help="Of the initial weights, the search and the training.")] = 0,
     control: Annotated[bool, typer.Option(help="Train random units with the same counts per layer too.")] = True,
     device: Device = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder.", show_default="runs/MODEL-early-METHOD-TIME")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/MODEL-early-METHOD-TIME")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
 ) -> None:
     """Prune a network before training: search a mask, prune, rewind to the initial weights, train, test."""

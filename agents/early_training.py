@@ -48,9 +48,7 @@ def train_mask(env: MaskEnv, mask: Kept, recipe: Recipe, seed: int) -> Outcome:
     return Outcome(untrained, accuracy(module, env.data.test), module)
 
 
-def train_mask_once(
-    env: MaskEnv, mask: Kept, recipe: Recipe, seed: int, folder: Path | None
-) -> tuple[float, float]:
+def train_mask_once(env: MaskEnv, mask: Kept, recipe: Recipe, seed: int, folder: Path | None) -> tuple[float, float]:
     """Untrained and trained accuracy of `train_mask`. With a run folder the trained network is kept in it, and an
     interrupted run that has come so far reads them there."""
     if folder and (folder / TRAINED).is_file():

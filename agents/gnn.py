@@ -96,9 +96,7 @@ class Stage(nn.Module):
     statistics: a graph's embedding must not depend on the graphs it is batched with.
     """
 
-    def __init__(
-        self, features: int, edge_features: int, hidden: int, rounds: int, members: bool, whole: bool
-    ) -> None:
+    def __init__(self, features: int, edge_features: int, hidden: int, rounds: int, members: bool, whole: bool) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, hidden))
         self.pool = EdgeConv(hidden, edge_features) if members else None

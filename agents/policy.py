@@ -53,9 +53,7 @@ class MaskedGaussian(DiagGaussianDistribution):
 class GraphHeads(nn.Module):
     """The hidden layers of actor and critic, in the place of the `MlpExtractor` of Stable-Baselines3."""
 
-    def __init__(
-        self, hidden: int, head: Head, net_arch: dict[str, list[int]], activation: type[nn.Module]
-    ) -> None:
+    def __init__(self, hidden: int, head: Head, net_arch: dict[str, list[int]], activation: type[nn.Module]) -> None:
         super().__init__()
         self.hidden, self.head = hidden, head
         width = 2 * hidden if head == "node" else hidden

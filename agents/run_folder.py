@@ -70,9 +70,7 @@ def check_writable(path: Path, mend: str = "Choose another --out.") -> None:
 
 
 @contextlib.contextmanager
-def begun(
-    out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: bool, name: str
-) -> Iterator[Path | None]:
+def begun(out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: bool, name: str) -> Iterator[Path | None]:
     """As `begin`; a new run that fails before its first evaluation leaves nothing behind."""
     there = out is not None and Path(out).exists()
     folder = begin(out, asked, resume, name)
@@ -92,9 +90,7 @@ def _clear(folder: Path, keep: bool) -> None:
         folder.rmdir()
 
 
-def begin(
-    out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: bool, name: str
-) -> Path | None:
+def begin(out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: bool, name: str) -> Path | None:
     """The run folder, with what was `asked` in its file `name`; None where none is wanted.
 
     Args:

@@ -77,9 +77,7 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self.max_nodes, self.max_edges, self.max_decisions = sizes
         # The resolved sizes are recorded, not the arguments: an environment rebuilt from its spec has to have
         # the same spaces, also where they were read off a random first graph.
-        RecordConstructorArgs.__init__(
-            self, max_nodes=sizes[0], max_edges=sizes[1], max_decisions=sizes[2]
-        )
+        RecordConstructorArgs.__init__(self, max_nodes=sizes[0], max_edges=sizes[1], max_decisions=sizes[2])
         super().__init__(env)
         self.observation_space = _padded_space(graph, *sizes, self.levels)
         self.action_space = _padded_action_space(action, self.max_decisions)
@@ -89,9 +87,7 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """Number of levels of the hierarchy; 1 where the environment declares none."""
         return int(getattr(self.env.unwrapped, "levels", 1))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Padded, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Padded, dict[str, Any]]:
         """Reset the inner environment and pad its observation."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self.pad(observation), info
@@ -134,8 +130,7 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 def _check_fits(what: str, size: int, maximum: int) -> None:
     if size > maximum:
         raise ValueError(
-            f"a graph of {size} {what} does not fit PadGraph(max_{what}={maximum}): "
-            f"raise max_{what} to at least {size}"
+            f"a graph of {size} {what} does not fit PadGraph(max_{what}={maximum}): raise max_{what} to at least {size}"
         )
 
 

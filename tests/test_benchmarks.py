@@ -128,6 +128,29 @@ def test_a_plan_of_other_weights_is_not_taken(tmp_path: Path) -> None:
         reward_report._row(path, env, plan, 0)  # type: ignore[arg-type]
 
 
+def test_the_reward_report_measures_only_the_plans_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"PLANS": 3, "IMAGES": 100, "TRAINING_IMAGES": 128}
+    for name, value in small.items():
+        monkeypatch.setattr(reward_report, name, value)
+    made: list[str] = []
+
+    def one_after_the_other(work: Any, jobs: Any, workers: int, unit: str) -> None:
+        for job in jobs:
+            work(*job)
+            made.append(job[0].name)
+
+    monkeypatch.setattr(reward_report, "side_by_side", one_after_the_other)
+    whole = reward_report.run(Options(runs=tmp_path))
+    assert made == ["plan-0.json", "plan-1.json", "plan-2.json"]
+    (tmp_path / "reward-report-digits-resnet-0.5-0" / "plan-1.json").unlink()
+    again = reward_report.run(Options(runs=tmp_path))
+    assert made[3:] == ["plan-1.json"]
+    rows = [[{**row, "seconds": 0} for row in record["rows"]] for record in (whole, again)]
+    assert rows[0] == rows[1] and len({tuple(row["widths"]) for row in rows[0]}) == 3
+
+
 def test_networks_measured_with_another_seed_are_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,9 +78,7 @@ def test_search_finetunes_and_reports(shell: Shell, tmp_path: Path) -> None:
         assert said in out
 
 
-def test_search_needs_no_argument_for_its_folder(
-    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_needs_no_argument_for_its_folder(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, _ = shell(
         "search", "--method", "uniform", "--finetune", 0, "--evaluations", 1, "--search-images", 20, "--device", "cpu"
@@ -140,7 +138,8 @@ MISTAKES = {
     "budget": (("search", "--budget", "2"), "budget"),
     "weights that save no MACs": (("search", "--granularity", "2:4"), "not macs: .*--metric params"),
     "a pattern that saves no time": (
-        ("search", "--granularity", "block4x1", "--budget", "params=0.5,latency=0.5"), "not latency: .*--metric params"
+        ("search", "--granularity", "block4x1", "--budget", "params=0.5,latency=0.5"),
+        "not latency: .*--metric params",
     ),
     "floor": (("search", "--floor", "1"), "floor"),
     "a budget that's no number": (("search", "--budget", "half"), "--budget"),
@@ -426,9 +425,7 @@ def test_without_a_terminal_a_line_is_said_now_and_then(shell: Shell, tmp_path: 
 # ---- runs of other kinds ---------------------------------------------------------------------------------------
 
 
-def test_runs_of_bogp_are_no_runs_to_evaluate(
-    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_bogp_are_no_runs_to_evaluate(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, _ = shell(*small(tmp_path / "runs" / "found", "--finetune", 0))
     other = tmp_path / "runs" / "other"

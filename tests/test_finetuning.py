@@ -221,9 +221,7 @@ def test_resumed_equals_uninterrupted(digits: DataSplits, tmp_path: Path, schedu
     whole = finetune(Dropped(), digits, 3, schedule=schedule, seed=2)
     torch.rand(7)  # what the caller draws has no part in it
     with pytest.raises(KeyboardInterrupt):
-        finetune(
-            Dropped(), digits, 3, schedule=schedule, seed=2, checkpoint=tmp_path / "c", on_epoch=stop_after(2)
-        )
+        finetune(Dropped(), digits, 3, schedule=schedule, seed=2, checkpoint=tmp_path / "c", on_epoch=stop_after(2))
     done: list[int] = []
     resumed = finetune(
         Dropped(), digits, 3, schedule=schedule, seed=2, checkpoint=tmp_path / "c", on_epoch=lambda e, _: done.append(e)
@@ -237,9 +235,7 @@ def test_a_checkpoint_of_other_settings_has_no_part(digits: DataSplits, tmp_path
     settings = {"epochs": 2, "seed": 2, **other}
     whole = finetune(load_model("digits-resnet"), digits, **settings)
     with pytest.raises(KeyboardInterrupt):
-        finetune(
-            load_model("digits-resnet"), digits, 2, seed=2, checkpoint=tmp_path / "c", on_epoch=stop_after(1)
-        )
+        finetune(load_model("digits-resnet"), digits, 2, seed=2, checkpoint=tmp_path / "c", on_epoch=stop_after(1))
     again = finetune(load_model("digits-resnet"), digits, **settings, checkpoint=tmp_path / "c")
     assert torch.equal(vector(again), vector(whole))
 

@@ -82,9 +82,7 @@ def test_single_precision_agrees(levels: int) -> None:
 def test_order_of_other_nodes_and_of_edges_does_not_matter(levels: int) -> None:
     env = padded_env(levels)
     gnn, observations = extractor(env), batch_of(env, 1)
-    decisions, nodes, edges = (
-        int(observations[mask].sum()) for mask in ("decision_mask", "node_mask", "edge_mask")
-    )
+    decisions, nodes, edges = (int(observations[mask].sum()) for mask in ("decision_mask", "node_mask", "edge_mask"))
     order = torch.arange(40)
     order[decisions:nodes] = decisions + torch.randperm(nodes - decisions)
     shuffled = torch.arange(80)
@@ -129,9 +127,7 @@ def test_gradient_reaches_every_parameter(levels: int) -> None:
     gnn = extractor(env)
     features = gnn(batch_of(env, 8))
     (features * torch.randn(features.shape, dtype=features.dtype)).sum().backward()
-    dead = [
-        name for name, weight in gnn.named_parameters() if weight.grad is None or not weight.grad.any()
-    ]
+    dead = [name for name, weight in gnn.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert dead == []
 
 
@@ -197,9 +193,7 @@ def test_graphs_without_edges(levels: int, edge_features: int) -> None:
 
 
 def test_no_parameter_depends_on_the_size_of_the_graph() -> None:
-    small, large = (
-        PadGraph(ToyGraphEnv(5), max_nodes=size, max_edges=size, max_decisions=size) for size in (60, 90)
-    )
+    small, large = (PadGraph(ToyGraphEnv(5), max_nodes=size, max_edges=size, max_decisions=size) for size in (60, 90))
     extractor(large).load_state_dict(extractor(small).state_dict())
 
 

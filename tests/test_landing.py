@@ -113,7 +113,5 @@ def test_arguments_are_not_written_to(network: Network) -> None:
 def test_equal_ratios_land_close_to_the_limit(network: Network) -> None:
     full, dense = network.widths, network.macs(network.widths)
     for budget in np.linspace(0.1, 0.9, 9):
-        _, widths = land(
-            np.ones(len(full)), np.ones(len(full)), full, np.ones_like(full), network.macs, budget * dense
-        )
+        _, widths = land(np.ones(len(full)), np.ones(len(full)), full, np.ones_like(full), network.macs, budget * dense)
         assert budget - 0.01 <= network.macs(widths) / dense <= budget

@@ -112,9 +112,7 @@ def die_after(env: Any, count: int) -> None:
     inner.evaluator.score = dying
 
 
-def test_resuming_does_not_measure_again(
-    digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resuming_does_not_measure_again(digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill_after(12, digits_env, "es", tmp_path / "run", 0)
     evaluator, measured = digits_env.unwrapped.evaluator, []  # type: ignore[attr-defined]
     measure = evaluator._measure

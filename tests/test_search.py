@@ -249,18 +249,14 @@ def test_no_epochs_raise(run: SearchResult) -> None:
 
 @pytest.mark.parametrize("importance", ["taylor", "random", "bn-scale", "l1"])
 def test_runs_of_every_importance_replay(tmp_path: Path, importance: str) -> None:
-    env = gym.make(
-        "GNNRL-Prune-v0", importance=importance, search_images=50, recalibration_images=40, device="cpu"
-    )
+    env = gym.make("GNNRL-Prune-v0", importance=importance, search_images=50, recalibration_images=40, device="cpu")
     result = search(env, "uniform", 1, out=tmp_path / "run")
     pruned = SearchResult.load(tmp_path / "run").pruned()
     assert accuracy(pruned, load_data("digits").test) == result.test_accuracy
 
 
 def test_what_is_pruned_before_training_replays_with_its_random_weights(tmp_path: Path) -> None:
-    env = gym.make(
-        "GNNRL-Prune-v0", objective="untrained", search_images=50, recalibration_images=40, device="cpu"
-    )
+    env = gym.make("GNNRL-Prune-v0", objective="untrained", search_images=50, recalibration_images=40, device="cpu")
     result = search(env, "uniform", 1, out=tmp_path / "run")
     again = SearchResult.load(tmp_path / "run")
     assert accuracy(again.network().model, load_data("digits").test) == result.dense_test_accuracy < 0.5

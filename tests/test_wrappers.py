@@ -26,9 +26,7 @@ SIZES = {"max_nodes": 40, "max_edges": 80, "max_decisions": 6}
 
 def unpad(observation: dict[str, Any]) -> GraphInstance:
     nodes, edges = (observation[mask].astype(bool) for mask in ("node_mask", "edge_mask"))
-    return GraphInstance(
-        observation["nodes"][nodes], observation["edges"][edges], observation["edge_links"][edges]
-    )
+    return GraphInstance(observation["nodes"][nodes], observation["edges"][edges], observation["edge_links"][edges])
 
 
 @pytest.mark.parametrize("levels", [1, 5])

@@ -181,9 +181,7 @@ def test_number_of_classes_that_does_not_fit_is_named(saved: Path) -> None:
 
 
 def test_tensors_that_do_not_fit_are_named(saved: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"30 missing: layer1\.2.*another shape: conv1\.weight \[8, 1, 3, 3\]"
-    ):
+    with pytest.raises(ValueError, match=r"30 missing: layer1\.2.*another shape: conv1\.weight \[8, 1, 3, 3\]"):
         load_model("resnet20", weights=saved)
     state = torch.load(saved, weights_only=True)
     torch.save(state | {"extra.weight": torch.zeros(1)}, saved)
@@ -231,9 +229,7 @@ def test_absent_file_is_named() -> None:
 # --- names -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "near"), [("resnet-20", "resnet20"), ("ResNet18", "resnet18"), ("?", "digits")]
-)
+@pytest.mark.parametrize(("name", "near"), [("resnet-20", "resnet20"), ("ResNet18", "resnet18"), ("?", "digits")])
 def test_unknown_model_lists_near_ones(name: str, near: str) -> None:
     for function in (load_model, input_shape_for):
         with pytest.raises(ValueError, match=f"no model is named .*{near}"):

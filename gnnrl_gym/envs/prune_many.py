@@ -112,9 +112,7 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         observation, info = self.inner.reset(options={"budget": options.get("budget", drawn[1])})
         return observation, self._info(info)
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[spaces.GraphInstance, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[spaces.GraphInstance, SupportsFloat, bool, bool, dict[str, Any]]:
         """As in `GNNRL-Prune-v0`."""
         observation, reward, terminated, truncated, info = self.inner.step(action)
         return observation, reward, terminated, truncated, self._info(info)

@@ -23,6 +23,7 @@ from gnnrl_gym.pruning.recalibration import eager, recalibrate
 from gnnrl_gym.zoo.split import Split
 
 CPU_BATCH, GPU_BATCH = 64, 1024  # a CPU is fastest where activations stay in its cache
+GPU_PIXELS = 2**22  # of a batch on a GPU: 1,024 images of 64 x 64, 83 of 224 x 224. More fill its memory, not its cores
 # MACs of an image. A larger network fills a GPU alone, and in one batch its removed channels are computed all the same.
 # Estimated from 10 ms of launches and cutting per candidate and 100 TFLOPS; `gnnrl bench gpu-evaluation` would tell.
 LARGE = 500_000_000
@@ -57,7 +58,7 @@ def _numbered(device: torch.device) -> torch.device:
 def logits(model: nn.Module, images: Tensor) -> Tensor:
     """Outputs [N, classes] of `model` in eval mode for `images` [N, C, H, W]."""
     model = eager(model).eval()
-    size = GPU_BATCH if images.is_cuda else CPU_BATCH
+    size = max(1, min(GPU_BATCH, GPU_PIXELS // images[0, 0].numel())) if images.is_cuda else CPU_BATCH
     while True:
         try:
             # copies, which cost next to nothing: a forward may change its input in place

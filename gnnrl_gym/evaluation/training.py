@@ -140,9 +140,7 @@ def _batches(data: DataSplits, recipe: Recipe, seed: int, device: torch.device) 
             yield images, labels.to(device)
 
 
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, bfloat16: bool
-) -> Tensor:
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, bfloat16: bool) -> Tensor:
     # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
         outputs = model(images.contiguous(memory_format=torch.channels_last))

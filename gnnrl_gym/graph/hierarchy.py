@@ -50,9 +50,7 @@ def find_hierarchy(trace: Trace, channels: Channels) -> Hierarchy:
         names[layer].append(_label(node, trace))
     labels = ["|".join(names[layer]) for layer in range(len(names))]
     block_of, motif_of = find_motifs(labels, layer_edges)
-    return Hierarchy(
-        operations, layer_of, block_of, motif_of, (op_edges, layer_edges, _lift(layer_edges, block_of))
-    )
+    return Hierarchy(operations, layer_of, block_of, motif_of, (op_edges, layer_edges, _lift(layer_edges, block_of)))
 
 
 def _operations(trace: Trace) -> tuple[list[fx.Node], list[Edge]]:

@@ -186,9 +186,7 @@ class Split:
         """The whole split as one batch; float32 takes four times the memory of the images."""
         return self.batch(torch.arange(len(self)))
 
-    def batches(
-        self, batch_size: int, generator: torch.Generator | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Goes through the split once, the last batch perhaps smaller.
 
         Args:

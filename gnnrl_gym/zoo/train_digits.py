@@ -36,9 +36,7 @@ def train(data: DataSplits, epochs: int, seed: int) -> nn.Module:
     """
     model = load_model(DIGITS, weights="random", seed=seed).train()
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(
-        model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
-    )
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
         for x, y in data.train.batches(BATCH_SIZE, generator):
