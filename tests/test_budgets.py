@@ -209,6 +209,23 @@ def test_an_eighth_of_the_widths_is_predicted_to_be_clearly_faster(table: Latenc
     assert 0 < predicted[1] < 0.8 * predicted[0]
 
 
+@pytest.mark.parametrize("part", [1, 2, 4])
+def test_the_operations_of_a_plan_cost_together_what_the_clock_counts(table: LatencyTable, part: int) -> None:
+    """Operations are bilinear in their channels, and these widths need no rounding."""
+    plan = table.network.widths // part
+    counted = 1e-6 * len(table._operations) + 1e-10 * 2 * table.network.macs(plan)
+    assert table._sum(plan) == pytest.approx(counted, rel=1e-6)
+
+
+def test_a_network_whose_time_seems_constant_is_predicted_by_its_operations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: [3e-3] * len(plans))
+    table = LatencyTable(large_network(), 2, tmp_path)
+    full = table.network.widths
+    assert table.predict(full) == pytest.approx(3e-3) and table.predict(full // 4) < 2e-3
+
+
 def test_predictions_never_rise_when_a_width_falls(table: LatencyTable) -> None:
     for plan in random_plans(table.network, 20):
         less = np.maximum(plan - np.eye(len(plan), dtype=np.int64), 1)

@@ -178,6 +178,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
         lambda: Net(lambda n, x: n.i(n.a(x)), 6, a=conv(8, 6), i=nn.InstanceNorm2d(6, affine=True)), [6, 8]
     ),
     "split held by its module": (lambda: Net(lambda n, x: n.p(x), 9, p=unequal_parts()), [3, 4, 5, 5]),
+    "split in three parts": (
+        lambda: Net(lambda n, x: n.p(x), 9, p=Parts([2, 3, 3], [conv(2, 4), conv(3, 3), conv(3, 2)])),
+        [2, 2, 3, 3, 3, 4],
+    ),
     "foreign split": (
         lambda: Net(lambda n, x: n.a(n.s(x)), 6, s=Foreign(parts_swapped), a=conv(8, 6)),
         [6, 8],

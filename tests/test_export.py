@@ -261,6 +261,17 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
         export_onnx(module, args, tmp_path / "two.onnx")
 
 
+def test_inputs_of_integers_stay_what_they_are(tmp_path: Path) -> None:
+    """Indices of words, which noise would put out of range."""
+    torch.manual_seed(0)
+    module, words = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2)), torch.tensor([[0, 4, 2]])
+    export_program(module, words, tmp_path / "words.pt2")
+    more = torch.tensor([[1, 1, 3], [4, 0, 0]])
+    assert_close([torch.export.load(tmp_path / "words.pt2").module()(more)], outputs(module, more))
+    if export.find_spec("onnx") and export.find_spec("onnxscript"):
+        export_onnx(module, words, tmp_path / "words.onnx")
+
+
 class AnyNumber(nn.Linear):
     def forward(self, *inputs: Tensor, scale: float = 1.0) -> Tensor:
         return super().forward(sum(inputs)) * scale  # type: ignore[arg-type]

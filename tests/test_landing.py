@@ -51,6 +51,18 @@ def test_seeds_hold_every_kind_of_case(network: Network) -> None:
     assert any((c.widths < c.start).any() for c in crossing)
 
 
+def test_the_share_is_where_the_ray_crosses_the_limit(case: Case) -> None:
+    """Rounded it is the plan, but for units that came back into a gap."""
+    assert (case.new_share <= case.share).all() and (case.new_share >= case.share * (1 - case.action) - 1e-12).all()
+    rounded = round_widths(case.new_share * (1 + 1e-9), case.full, case.floors)
+    assert (case.widths >= rounded - 1).all()  # at the very moment a width may be rounded either way
+    if case.cost(case.start) <= case.limit:
+        np.testing.assert_array_equal(case.new_share, case.share)
+    elif case.reachable:
+        just_before = round_widths(case.new_share + 1e-6 * case.share * case.action, case.full, case.floors)
+        assert case.cost(just_before) > case.limit
+
+
 def test_limit_is_kept_where_it_can_be(case: Case) -> None:
     if case.reachable:
         assert case.cost(case.widths) <= case.limit

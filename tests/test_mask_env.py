@@ -90,6 +90,12 @@ def test_impossible_sparsity(sparsity: float) -> None:
         kept_units(np.array([10, 10, 10]), sparsity)
 
 
+def test_one_unit_of_each_layer_is_the_least_that_can_stay() -> None:
+    assert kept_units(np.array([5, 3, 2]), 0.7) == 3
+    with pytest.raises(ValueError, match=r"leaves 2 of 10 units, but each of the 3 layers keeps one: give 0\.7"):
+        kept_units(np.array([5, 3, 2]), 0.8)
+
+
 def test_control_has_the_same_counts_and_other_units() -> None:
     widths = np.array([64, 128, 256])
     kept = top_mask(np.random.default_rng(0).random(448), 200, widths)
@@ -192,9 +198,20 @@ def test_bad_actions_and_arguments(env: Any) -> None:
         ({"model": "cnn-4"}, "images of 'digits'"),
         ({"model": chain(64, 9)}, "10 classes"),
         ({"render_mode": "human"}, "render_mode"),
+        ({"recalibration_images": 1}, "recalibration_images"),
+        ({"search_images": 0}, "search_images"),
     ):
         with pytest.raises(ValueError, match=word):
             MaskEnv(**{**SMALL, **changes})
+
+
+def test_only_a_seed_begins_a_new_search(env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[bool] = []
+    monkeypatch.setattr(env.unwrapped.evaluator, "begin", lambda: begun.append(True))
+    env.reset()
+    assert not begun
+    env.reset(seed=3)
+    assert begun == [True]
 
 
 def test_nothing_is_trained_before_all_arguments_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:

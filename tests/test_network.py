@@ -166,6 +166,15 @@ def test_wrong_plans_raise(resnet20: Network, mistake: str, method: str) -> None
         getattr(resnet20, method)(_wrong(resnet20)[mistake])
 
 
+def test_a_wrong_width_is_named_among_the_smallest_and_largest(resnet20: Network) -> None:
+    full = resnet20.widths
+    for plan, place in ((np.ones_like(full), 7), (full.copy(), 4)):
+        for wrong in (0, full[place] + 1):
+            plan[place] = wrong
+            with pytest.raises(ValueError, match=rf" {place} must be between 1 and {full[place]}: no layer"):
+                resnet20.macs(plan)
+
+
 @pytest.mark.parametrize("method", ["slim", "mask", "graph"])
 def test_one_plan_at_a_time_is_built(resnet20: Network, method: str) -> None:
     with pytest.raises(ValueError, match=r"[Pp]lan"):

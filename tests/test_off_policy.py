@@ -87,6 +87,20 @@ def test_a_graph_has_the_same_action_and_value_in_any_batch(name: str) -> None:
 
 
 @EACH
+@pytest.mark.parametrize("node_bias", [False, True])
+def test_only_node_biases_tell_the_places_of_decisions_apart(name: str, node_bias: bool) -> None:
+    critic = make_agent(name, {"node_bias": node_bias}).critic.q_networks[0]  # type: ignore[attr-defined]
+    hidden, decisions = 16, 4
+    nodes, whole, actions = (torch.randn(1, *shape) for shape in ((decisions, hidden), (hidden,), (decisions,)))
+
+    def value(order: list[int]) -> float:
+        return critic(torch.cat([nodes[:, order].flatten(1), whole, actions[:, order]], 1)).item()  # type: ignore[no-any-return]
+
+    same = value([2, 0, 3, 1]) == pytest.approx(value([0, 1, 2, 3]), rel=1e-4, abs=1e-6)
+    assert same is not node_bias
+
+
+@EACH
 def test_the_first_answer_is_the_initial_mean(name: str) -> None:
     agent, (observations, _) = make_agent(name, {"initial_mean": 0.5}), batch(4)
     actions, _ = agent.predict({key: part.numpy() for key, part in observations.items()}, deterministic=True)

@@ -88,6 +88,17 @@ def test_log_prob_and_entropy_count_only_real_components(head: Head, levels: int
 
 
 @HEADS
+def test_a_distribution_knows_the_padding_of_its_own_graphs(head: Head) -> None:
+    policy, actions = graph_policy(make_ppo(head=head)), torch.randn(6, 4)
+    observations = batch(12)
+    parts = [{key: value[half] for key, value in observations.items()} for half in (slice(6), slice(6, 12))]
+    assert not torch.equal(parts[0]["decision_mask"], parts[1]["decision_mask"])
+    expected = policy.evaluate_actions(parts[0], actions)[1]
+    policy.evaluate_actions(parts[1], actions)
+    assert torch.equal(policy.get_distribution(parts[0]).log_prob(actions), expected)
+
+
+@HEADS
 def test_padding_components_of_an_action_change_nothing(head: Head) -> None:
     policy, observations = graph_policy(make_ppo(head=head)), batch(6)
     actions = torch.randn(6, 4)

@@ -33,6 +33,7 @@ from gnnrl_gym.pruning.timing import Operation, operations, place, take_turns
 SHARES = (0.1, 0.4, 0.7, 1.0)  # of channels at which operations are measured; 0.1 is the environment's floor
 LAYOUT = 2  # of the grids: those in files of another layout were measured at other counts, and are not read
 CALIBRATION_PLANS = 4  # forwards of whole networks that scale the table
+LEAST_SHARE = 0.01  # of a network's time that its operations take; where they seem to take less, it is noise
 Grid = list[list[float]]
 
 
@@ -169,8 +170,9 @@ class LatencyTable:
         plans = np.vstack([full, np.maximum(np.round(shares * full), 1).astype(np.int64)])
         whole = np.array(self.measure(plans))
         found = nnls(np.stack([self._sum(plans) / whole, 1 / whole], 1), np.ones(len(whole)))[0].tolist()
-        if found[0] == 0:  # noise: a constant alone would say that no pruning ever saves time
-            found = [float(whole[0] / self._sum(full)), 0.0]
+        alone = self._sum(full)
+        if found[0] * alone < LEAST_SHARE * whole[0]:  # a constant alone would say that no pruning ever saves time
+            found = [float(whole[0] / alone), 0.0]
         self._write({self._key: found})
         return list(found)
 
