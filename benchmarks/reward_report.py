@@ -59,7 +59,11 @@ def run(options: Options) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _plans(options: Options) -> tuple[PruneEnv, list[np.ndarray]]:
     """The environment, and the same random plans [A] in every process."""
-    given = {"model": options.model or DIGITS, "weights": options.weights, "data": options.data or "digits"}
+    given: dict[str, Any] = {
+        "model": options.model or DIGITS,
+        "weights": options.weights,
+        "data": options.data or "digits",
+    }
     made = gym.make("GNNRL-Prune-v0", budget=options.budget, **given)
     made.action_space.seed(options.seed)
     made.reset(seed=options.seed)

@@ -217,6 +217,14 @@ def test_the_operations_of_a_plan_cost_together_what_the_clock_counts(table: Lat
     assert table._sum(plan) == pytest.approx(counted, rel=1e-6)
 
 
+def test_whole_networks_scale_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant, and a factor for what operations cost when they stand together."""
+    monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._sum(plans) + 1e-3)
+    table = LatencyTable(large_network(), 2, tmp_path)
+    plans = random_plans(table.network, 5)
+    np.testing.assert_allclose(table.predict(plans), 3 * table._sum(plans) + 1e-3, rtol=1e-6)
+
+
 def test_a_network_whose_time_seems_constant_is_predicted_by_its_operations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
