@@ -57,10 +57,11 @@ class GraphHeads(nn.Module):
         super().__init__()
         self.hidden, self.head = hidden, head
         width = 2 * hidden if head == "node" else hidden
-        self.policy_net = nn.Sequential(*create_mlp(width, -1, net_arch["pi"], activation))
-        self.value_net = nn.Sequential(*create_mlp(hidden, -1, net_arch["vf"], activation))
-        self.latent_dim_pi = [width, *net_arch["pi"]][-1]
-        self.latent_dim_vf = [hidden, *net_arch["vf"]][-1]
+        actor, critic = net_arch.get("pi", []), net_arch.get("vf", [])
+        self.policy_net = nn.Sequential(*create_mlp(width, -1, actor, activation))
+        self.value_net = nn.Sequential(*create_mlp(hidden, -1, critic, activation))
+        self.latent_dim_pi = [width, *actor][-1]
+        self.latent_dim_vf = [hidden, *critic][-1]
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Latents of actor and critic."""

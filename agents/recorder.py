@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.progress import Progress
@@ -175,6 +176,23 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         self._bar.close()
         if self._curves is not None:
             self._curves.close()
+
+
+def check_wrappers(what: str, env: gym.Env[Any, Any]) -> None:
+    """
+    Args:
+        what: wants an environment whose slots go without its wrappers.
+
+    Raises:
+        ValueError: `env` has another wrapper than gym.make's own and the recorder.
+    """
+    while isinstance(env, gym.Wrapper):
+        if not isinstance(env, (OrderEnforcing, PassiveEnvChecker, PlanRecorder)):
+            raise ValueError(
+                f"{what} takes the environment as gym.make makes it, without {type(env).__name__}: leave that out. "
+                "What bounds the steps of an episode is its argument max_steps."
+            )
+        env = env.env
 
 
 class SlotRecorder(gym.Wrapper[Any, Any, Any, Any]):

@@ -12,7 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from agents.recorder import PlanRecorder, SlotRecorder
+from agents.recorder import PlanRecorder, SlotRecorder, check_wrappers
 from gnnrl_gym.checks import check_whole
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.envs.prune_many import PruneManyEnv
@@ -37,14 +37,14 @@ def make_sb3_env(
 
     Raises:
         TypeError, ValueError: as in `PadGraph`.
-        ValueError: actions without bounds, or whole ones.
+        ValueError: actions without bounds, with equal ones, or whole ones.
     """
     padded = PadGraph(env, max_nodes, max_edges, max_decisions)
     box: Any = padded.action_space
-    if not box.is_bounded() or not np.issubdtype(box.dtype, np.floating):
+    if not (box.is_bounded() and np.issubdtype(box.dtype, np.floating) and (box.low < box.high).all()):
         raise ValueError(
-            f"make_sb3_env rescales actions to [-1, 1], which needs a Box of floats with a low and a high; got {box}. "
-            "Let the environment bound its actions, and round those that it takes as whole numbers."
+            f"make_sb3_env rescales actions to [-1, 1], which needs a Box of floats with a low and a higher high; got "
+            f"{box}. Let the environment bound its actions, and round those that it takes as whole numbers."
         )
     rescaled = RescaleAction(_Bounded(padded), np.float32(-1), np.float32(1))
     return Monitor(_Final(rescaled) if isinstance(env.unwrapped, PruneEnv | PruneManyEnv) else rescaled)
@@ -79,7 +79,7 @@ class PruneVecEnv(DummyVecEnv):
         slots: K.
 
     Raises:
-        ValueError: another environment, or no slot.
+        ValueError: another environment, or one in wrappers of your own, which the slots would go without; or no slot.
     """
 
     def __init__(self, env: gym.Env[Any, Any], slots: int) -> None:
@@ -90,6 +90,7 @@ class PruneVecEnv(DummyVecEnv):
                 f"PruneVecEnv needs a GNNRL-Prune-v0 or GNNRL-PruneMany-v0 environment, got {inner}: "
                 "give others to DummyVecEnv([lambda: make_sb3_env(...), ...])."
             )
+        check_wrappers("PruneVecEnv", env)
         found = inner.slots(slots)
         if isinstance(env, PlanRecorder):
             found = [SlotRecorder(slot, env) for slot in found]

@@ -10,10 +10,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from torch import nn
 
-from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
+from agents.recorder import EvaluationsExhausted, PlanRecorder, check_wrappers, remembered
 from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record
 from agents.run_folder import begun, seconds_before
 from agents.searchers import SEARCHERS, plan_searchers
@@ -27,7 +26,6 @@ from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import save_slim
 
 ASKED = ASKED_OF["search"]
-_WRAPPERS = (OrderEnforcing, PassiveEnvChecker)  # gym.make's own
 
 
 def search(
@@ -131,14 +129,7 @@ def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -
     prune = env.unwrapped
     if not isinstance(prune, PruneEnv):
         raise ValueError(f"search needs a GNNRL-Prune-v0 environment, got {type(prune).__name__}.")
-    around: Any = env
-    while around is not prune:
-        if not isinstance(around, _WRAPPERS):  # the slots of a search would go without it
-            raise ValueError(
-                f"search takes the environment as gym.make makes it, without {type(around).__name__}: leave that out. "
-                "What bounds the steps of an episode is its argument max_steps."
-            )
-        around = around.env
+    check_wrappers("search", env)
     return prune
 
 

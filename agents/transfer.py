@@ -14,7 +14,7 @@ import torch
 from stable_baselines3 import PPO
 from torch import Tensor
 
-from agents.recorder import PlanRecorder, remembered
+from agents.recorder import PlanRecorder, check_wrappers, remembered
 from agents.results import ASKED_OF, RESULT, environment_record, versions, write_atomic
 from agents.run_folder import begun, check_writable, finished
 from agents.sb3 import PruneVecEnv
@@ -63,6 +63,7 @@ def train_policy(
     inner = env.unwrapped
     if not isinstance(inner, PruneManyEnv) or any(each.max_steps != 1 for each in inner.envs):
         raise ValueError("train_policy needs a GNNRL-PruneMany-v0 environment whose networks have max_steps=1.")
+    check_wrappers("train_policy", env)
     check_whole(1, evaluations=evaluations)
     check_seed(seed=seed)
     check_no_schedules(settings)

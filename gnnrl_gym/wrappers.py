@@ -61,8 +61,9 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Raises:
         TypeError: the spaces of `env` are of another kind.
-        ValueError: a graph or an action space is larger than its maximum, or has a link to no node (also from `reset`
-            and `step`); or a maximum that is none, or an action space without a component.
+        ValueError: a graph or an action space is larger than its maximum, or has a link to no node, or is no hierarchy
+            as described where it should be one (also from `reset` and `step`); an action of another shape; or a
+            maximum that is none, or an action space without a component.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     def step(self, action: NDArray[Any]) -> tuple[Padded, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the inner environment with the first `A` of the `max_decisions` components of `action`."""
+        if np.shape(action) != self.action_space.shape:
+            raise ValueError(f"an action has shape {self.action_space.shape}, got {np.shape(action)}")
         real = np.asarray(action)[: self._decisions()]
         observation, reward, terminated, truncated, info = self.env.step(real)
         return self.pad(observation), reward, terminated, truncated, info
@@ -110,6 +113,8 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         _check_fits("nodes", len(nodes), self.max_nodes)
         _check_fits("edges", count, self.max_edges)
         _check_links(links, len(nodes))
+        if self.levels > 1:
+            _check_levels(nodes[:, : self.levels], links, self._decisions())
         padded = {key: np.zeros(box.shape, box.dtype) for key, box in _boxes(self.observation_space)}
         _put("nodes", nodes, padded)
         padded["node_mask"][: len(nodes)] = 1
@@ -149,6 +154,26 @@ def _check_links(links: NDArray[Any], nodes: int) -> None:
         raise ValueError(
             f"edge_links go from {links.min()} to {links.max()}, but the graph has {nodes} nodes: "
             "count them from 0, in each graph"
+        )
+
+
+def _check_levels(one_hot: NDArray[Any], links: NDArray[Any], decisions: int) -> None:
+    """What breaks the conventions of a hierarchy would be read as another one, or not at all."""
+    if not (np.isin(one_hot, (0, 1)).all() and (one_hot.sum(1) == 1).all() and one_hot[:decisions, 0].all()):
+        raise ValueError(
+            f"the first {one_hot.shape[1]} features of a node must be its level, one-hot, and the decision nodes, the "
+            f"first {decisions}, of level 0: set them so, or leave `levels` out of the environment"
+        )
+    level = one_hot.argmax(1)
+    turn = np.where(level == 0, one_hot.shape[1], level)  # level 0 is read last
+    against = np.flatnonzero(turn[links[:, 0]] > turn[links[:, 1]])
+    if len(against):
+        source, target = links[against[0]]
+        raise ValueError(
+            f"edge_links lead from node {source} of level {level[source]} to node {target} of level {level[target]}: "
+            "edges lead upwards, and from any level to the decision nodes, level 0, which are read last. Where a "
+            "decision node is a part of something, give that part a node of its own at level 1, with an edge to the "
+            "decision node"
         )
 
 

@@ -371,6 +371,14 @@ def test_no_budget_of_several_is_met_by_the_others_alone() -> None:
     assert env.cost_ratio() == info["params_ratio"] != info["macs_ratio"]
 
 
+@pytest.mark.parametrize("budget", [np.float32(0.5), {"macs": np.float64(0.5)}])
+def test_a_budget_of_numpy_is_a_number(budget: Any) -> None:
+    env = gym.make("GNNRL-Prune-v0", budget=budget, search_images=20, recalibration_images=16)
+    env.reset(seed=0)
+    _, _, terminated, _, info = env.step(np.full(env.action_space.shape or (), 0.7))
+    assert terminated is True and info["is_success"] is True
+
+
 def test_one_metric_in_a_dictionary_is_the_number() -> None:
     plans = []
     for settings in ({"metric": "params", "budget": 0.4}, {"budget": {"params": 0.4}}):

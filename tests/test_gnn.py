@@ -149,7 +149,7 @@ def test_information_climbs_the_hierarchy_and_comes_back_down() -> None:
     one_hot = np.eye(5)[[0, 0, 1, 2, 3, 4]]
     nodes = np.column_stack([one_hot, np.linspace(-1, 1, 6), np.zeros((6, 2))]).astype(np.float32)
     links = np.array([[2, 3], [3, 4], [4, 5], [3, 0]])  # operation, layer, block, network; layer to decision
-    env = padded_env(5)
+    env = padded_env(5, decisions=(2, 2))
     env.reset(seed=0)
     gnn = extractor(env)
 

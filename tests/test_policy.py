@@ -116,6 +116,13 @@ def test_the_untrained_policy_starts_at_its_initial_mean(head: Head) -> None:
     assert sample.std(dim=0).mean().item() == pytest.approx(np.exp(-2.0), rel=0.05)
 
 
+@pytest.mark.parametrize(("given", "widths"), [({"pi": [8]}, (8, 32)), ({"vf": [8]}, (64, 8)), ([], (64, 32))])
+def test_layers_may_be_given_for_one_of_both(given: Any, widths: tuple[int, int]) -> None:
+    heads: Any = graph_policy(make_ppo(net_arch=given)).mlp_extractor
+    assert (heads.latent_dim_pi, heads.latent_dim_vf) == widths
+    make_ppo(net_arch=given).learn(8)
+
+
 @HEADS
 @LEVELS
 def test_gradient_reaches_every_parameter(head: Head, levels: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +16,7 @@ from toy_env import ToyGraphEnv
 
 from agents.recorder import EvaluationsExhausted, PlanRecorder
 from agents.sb3 import PruneVecEnv
+from agents.transfer import train_policy
 from gnnrl_gym.envs.prune_vector import PruneVectorEnv
 
 ARGUMENTS: dict[str, Any] = {"search_images": 50, "recalibration_images": 32, "device": "cpu"}
@@ -119,6 +123,48 @@ def test_actions_of_another_shape_are_refused(vector: PruneVectorEnv, shape: tup
     with pytest.raises(ValueError, match=r"\[K=3, A=9\]"):
         vector.step(np.ones(shape, np.float32))
     assert vector.evaluations == before
+
+
+class Shifted(gym.RewardWrapper[Any, Any]):
+    def reward(self, reward: Any) -> Any:
+        return reward - 100
+
+
+def test_wrappers_that_the_slots_would_lack_are_refused(digits_env: gym.Env[Any, Any]) -> None:
+    many = gym.make("GNNRL-PruneMany-v0", networks=[{"max_steps": 1, "search_images": 20}])
+    for make in (lambda: PruneVecEnv(Shifted(digits_env), 2), lambda: train_policy(Shifted(many), 20)):
+        with pytest.raises(ValueError, match=r"takes the environment as gym\.make makes it, without Shifted"):
+            make()
+
+
+def test_slots_draw_for_themselves() -> None:
+    env = gym.make("GNNRL-PruneMany-v0", networks=[{"search_images": 20, "recalibration_images": 16}]).unwrapped
+
+    def budgets(disturbed: bool) -> list[float]:
+        env.reset(seed=0)
+        first, second = env.slots(2)  # type: ignore[attr-defined]
+        if disturbed:
+            first.reset()
+        return [(each.reset(), each.inner.budget)[1] for each in (second, env)]  # type: ignore[attr-defined]
+
+    assert budgets(True) == budgets(False)
+    assert len(set(budgets(True))) == 1  # of equal states, equal draws
+
+
+def test_gymnasiums_own_processes_do_not_hang() -> None:
+    """Forked, after their parent has used several threads."""
+    script = """
+import gymnasium as gym, gnnrl_gym
+env = gym.make_vec("GNNRL-Prune-v0", 2, "async", vector_kwargs={"shared_memory": False}, search_images=20)
+env.reset(seed=0)
+print(env.step(env.action_space.sample())[1].shape)
+env.close()
+"""
+    threads = {**os.environ, "OMP_NUM_THREADS": "2"}
+    found = subprocess.run(
+        [sys.executable, "-c", script], env=threads, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert found.stdout.strip() == "(2,)", found.stderr[-2000:]
 
 
 def test_slots_of_something_else_are_refused(digits_env: gym.Env[Any, Any]) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from agents import search
 from agents.cli import app
-from agents.ppo import LAST_LOG_STD, ppo
+from agents.ppo import LAST_LOG_STD, make_ppo, ppo
 from agents.recorder import LOG, PlanRecorder
 from agents.sb3 import PruneVecEnv
 from agents.train_cli import read_networks
@@ -172,6 +172,13 @@ def test_a_policy_file_is_small_and_safe(policy: Path) -> None:
     state, about = read_policy(policy)
     assert "node_bias" not in state and about["networks"] == ["digits-resnet", "small"]
     assert torch.load(policy, weights_only=True)
+
+
+def test_offsets_by_position_stay_with_their_network(digits_env: gym.Env[Any, Any], tmp_path: Path) -> None:
+    agent = make_ppo(PruneVecEnv(digits_env, 2), device="cpu", batch_size=2)
+    assert agent.policy.node_bias is not None  # type: ignore[union-attr]
+    save_policy(agent, tmp_path / "policy.pt")
+    assert "node_bias" not in read_policy(tmp_path / "policy.pt")[0]
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,8 @@ def test_maxima_that_are_none_are_named(wrong: dict[str, Any]) -> None:
     "action, message",
     [
         (spaces.Box(0, 1, (0,)), "no component"),
-        (spaces.Box(-np.inf, np.inf, (3,)), "a low and a high"),
+        (spaces.Box(-np.inf, np.inf, (3,)), "a low and a higher high"),
+        (spaces.Box(np.zeros(3), np.array([1.0, 0.0, 1.0])), "a low and a higher high"),
         (spaces.Box(0, 5, (3,), np.int64), "Box of floats"),  # rescaling makes NaN of them
     ],
 )
@@ -159,6 +160,39 @@ def test_actions_that_cannot_be_rescaled_are_refused(action: spaces.Box, message
     toy.action_space = action
     with pytest.raises(ValueError, match=message):
         make_sb3_env(toy, **SIZES)
+
+
+class Fixed(gym.Env[GraphInstance, Any]):
+    """Always the same hierarchy: two decisions at level 0, their parts at level 1, the whole at level 2."""
+
+    levels, max_nodes, max_edges = 3, 5, 6
+    observation_space = spaces.Graph(spaces.Box(0, 1, (4,), np.float32), None)
+    action_space = spaces.Box(0, 1, (2,), np.float32)
+
+    def __init__(self, level: list[int], links: list[list[int]]) -> None:
+        self.graph = GraphInstance(np.eye(4, dtype=np.float32)[level], None, np.array(links))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.graph, {}
+
+
+def test_a_hierarchy_that_is_none_is_refused() -> None:
+    up = [[2, 4], [3, 4], [2, 3], [2, 0], [4, 1], [0, 1]]  # to parents, inside a level, and down to decisions
+    PadGraph(Fixed([0, 0, 1, 1, 2], up)).reset()
+    for link, named in (([0, 2], "node 0 of level 0 to node 2 of level 1"), ([4, 3], "node 4 of level 2 to node 3")):
+        with pytest.raises(ValueError, match=rf"edge_links lead from {named}.*edges lead upwards"):
+            PadGraph(Fixed([0, 0, 1, 1, 2], [*up[1:], link])).reset()
+    for level in ([0, 1, 0, 1, 2], [0, 0, 1, 1, 3]):
+        with pytest.raises(ValueError, match=r"the first 3 features of a node must be its level.*first 2, of level 0"):
+            PadGraph(Fixed(level, up)).reset()
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (4,), (1, 3)])
+def test_actions_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    env = PadGraph(ToyGraphEnv(), **{**SIZES, "max_decisions": 3})
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"an action has shape \(3,\), got"):
+        env.step(np.zeros(shape))
 
 
 @pytest.mark.parametrize("levels", [1, 5])

@@ -28,7 +28,7 @@ def budgets_by_metric(budget: Budget, metric: str) -> dict[str, float]:
             raise ValueError(f"Unknown metric {name!r}: choose one of {', '.join(METRICS)}.")
         if not isinstance(share, Real) or not 0 < float(share) < 1:
             raise ValueError(f"budget is a share of the dense cost in (0, 1), got {share!r} for {name}.")
-    return found
+    return {name: float(share) for name, share in found.items()}
 
 
 def in_words(budgets: Mapping[str, float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +21,11 @@ from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.zoo import DataSplits, load_data
 from gnnrl_gym.zoo.models import input_shape_for, model_names
+
+# A forked process, as Gymnasium's AsyncVectorEnv makes, hangs in OpenMP as soon as it uses several threads where its
+# parent has done so. Beside others one is right anyway.
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 NOT_SCORED = -1.0  # not NaN: equal infos must compare equal
 

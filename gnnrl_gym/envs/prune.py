@@ -282,6 +282,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         found = [object.__new__(type(self)) for _ in range(count)]
         for slot in found:
             slot.__dict__.update(self.__dict__)  # not copy.copy: EzPickle would make everything anew
+            slot._np_random = copy.deepcopy(self._np_random)
         return found
 
     def peek(self, action: np.ndarray) -> Ints | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
@@ -92,6 +93,7 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
         found = [object.__new__(type(self)) for _ in range(count)]
         for slot in found:
             slot.__dict__.update(self.__dict__)
+            slot._np_random = copy.deepcopy(self._np_random)
             slot.envs = [env.slots(1)[0] for env in self.envs]
             slot.inner = slot.envs[self.network_index]
         return found
