@@ -85,6 +85,23 @@ def without_gradient(x: Tensor) -> Tensor:
     return a + b
 
 
+class Capturing(Small):
+    """Goes on from what its first convolution gave, or what `arrange` puts there."""
+
+    def __init__(self, arrange: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.kept: dict[str, Tensor] = {}
+        self.block: Callable[[Tensor], Tensor] | None = None
+        arrange(self)
+
+    def keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.kept.update(last=output)
+
+    def forward(self, x: Tensor) -> Any:
+        y = (self.block or self.first)(x)
+        return self.head(self.second(self.kept.get("last", y)).relu().mean((2, 3)))
+
+
 class ConstantPart(Small):
     """A parameter that is averaged, pooled, normalised and convolved: nothing of it can be resized."""
 
@@ -164,6 +181,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "state dict": (lambda: Small().state_dict(), X, r"nn\.Module, got a OrderedDict"),
     "nothing prunable": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), X, "no channel group that can be"),
     "no parameters": (lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), X, "no channel group that can be pruned"),
+    "a lambda over the network": (
+        lambda: Capturing(lambda net: setattr(net, "block", lambda x: net.first(x))), X,
+        r"A copy of Capturing .*computes with what the network itself holds\. A lambda, a hook .*make that a method",
+    ),
+    "a hook over the network": (
+        lambda: Capturing(lambda net: net.first.register_forward_hook(lambda m, x, y: net.kept.update(last=y))), X,
+        r"A copy of Capturing .*computes with what the network itself holds\. A lambda, a hook .*make that a method",
+    ),
     "no output": (lambda: Small(after=lambda y: None), X, "returns no tensor, but a NoneType"),
     "lazy layers": (lambda: nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyConv2d(4, 3)), X, "'0' .*run the network once"),
     "no data": (lambda: Small().to("meta"), X, r"'first\.weight' is on the meta device.*load weights"),
@@ -213,6 +238,7 @@ ODD: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
     "hook": (
         lambda: changed(lambda m: m.first.register_forward_hook(lambda module, given, found: found * 2)), X, [8, 6], []
     ),
+    "hook that is a method": (lambda: Capturing(lambda m: m.first.register_forward_hook(m.keep)), X, [8, 6], []),
     "hook that turns channels round": (
         lambda: changed(lambda m: m.second.register_forward_pre_hook(lambda module, given: (given[0].flip(1),))),
         X, [8, 6], [],

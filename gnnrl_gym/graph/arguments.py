@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnnrl_gym.errors import UnsupportedOperation
 
@@ -59,20 +60,73 @@ def check_outputs(model: nn.Module, outputs: Any) -> None:
         )
 
 
-def check_copies(model: nn.Module) -> None:
-    """Slim networks are made by `copy.deepcopy`; here without its tensors, so that it costs nothing.
+def check_copies(model: nn.Module, args: tuple[Any, ...]) -> None:
+    """Slim networks are made by `copy.deepcopy`. It copies no function: a lambda or a hook that captures the network
+    still leads to the network itself, also from the copy.
+
+    Args:
+        args: what the forward takes, and has just been given.
 
     Raises:
-        UnsupportedOperation: it fails.
+        UnsupportedOperation: the copy fails, or does not compute what the network does with weights of its own.
     """
-    tensors = [*model.parameters(), *model.buffers()]
     try:
-        copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        twin = copy.deepcopy(model)
     except Exception as error:  # whatever the module's attributes raise
         raise UnsupportedOperation(
             f"{type(model).__name__} can't be copied by copy.deepcopy, as a pruned network has to be: {error}. Remove "
             "locks, open files and tensors with a gradient from its attributes, or give it a __deepcopy__."
         ) from error
+    other = tree_map_only(Tensor, _halved, args)  # what a network keeps of its last input is of another one now
+    expected, foreign = _answer(model, other), _Reads(model)
+    if isinstance(expected, Exception):  # it takes the numbers of its example alone
+        return
+    with foreign:
+        found = _answer(twin, other)
+    if (foreign.found or not _equal(found, expected)) and _equal(_answer(model, other), expected):
+        how = f"fails ({found})" if isinstance(found, Exception) else "computes with what the network itself holds"
+        raise UnsupportedOperation(
+            f"A copy of {type(model).__name__} by copy.deepcopy, as a pruned network is, {how}. A lambda, a hook or "
+            "another function that it holds captures the network: make that a method, or a module of its own."
+        )
+
+
+class _Reads(TorchFunctionMode):
+    """Whether an operation meanwhile reads a parameter or buffer of `model`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= any(id(value) in self.own for value in tree_leaves((args, kwargs)))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Outputs, or what the forward raises; always with the same draws of the CPU's generator."""
+    torch.default_generator.manual_seed(0)
+    try:
+        with torch.compiler.set_stance("force_eager"):  # no compiling for one answer
+            return model(*tree_map_only(Tensor, torch.clone, args))  # a forward may change its input in place
+    except Exception as error:
+        return error
+
+
+def _halved(value: Tensor) -> Tensor:
+    return value.detach() / 2 if value.is_floating_point() or value.is_complex() else value.detach()
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    """But for rounding, which the same kernels on the same numbers hardly do."""
+    pairs = [[x for x in tree_leaves(value) if isinstance(x, Tensor)] for value in (found, expected)]
+    return len(pairs[0]) == len(pairs[1]) and all(
+        x.shape == y.shape and torch.allclose(x, y, rtol=1e-2, atol=1e-2 * float(y.abs().amax()), equal_nan=True)
+        if (y.is_floating_point() or y.is_complex()) and y.numel() else x.shape == y.shape
+        for x, y in zip(*pairs, strict=True)
+    )  # fmt: skip
 
 
 def failed_forward(model: nn.Module, args: tuple[Any, ...], error: Exception) -> UnsupportedOperation:

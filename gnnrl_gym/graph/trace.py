@@ -72,7 +72,7 @@ def _run(model: nn.Module, args: tuple[Any, ...]) -> None:
     except Exception as error:  # whatever a forward raises
         raise failed_forward(model, args, error) from error
     check_outputs(model, outputs)
-    check_copies(model)
+    check_copies(model, args)
 
 
 def _check_shapes(model: nn.Module, graph: fx.Graph) -> None:
