@@ -263,6 +263,28 @@ def test_weights_that_the_last_step_loses_are_noticed(digits: DataSplits) -> Non
         finetune(Steep(), one_step, 1, learning_rate=3e38)
 
 
+class Auxiliary(nn.Module):
+    """A network with a second head that only training sees."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.form, self.network, self.other = form, load_model("digits-resnet", "random", seed=0), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.network(x)
+        return self.form(y, self.other(x.flatten(1))) if self.training else y
+
+
+@pytest.mark.parametrize("form", [lambda y, z: (y, z), lambda y, z: {"out": y, "aux": z}, lambda y, z: [[y], z]])
+def test_of_several_outputs_the_first_is_trained(digits: DataSplits, form: Any) -> None:
+    torch.manual_seed(0)
+    several = Auxiliary(form)
+    finetune(several, digits, 1, 0.05)
+    alone = finetune(load_model("digits-resnet", "random", seed=0), digits, 1, 0.05)
+    torch.testing.assert_close(vector(several.network), vector(alone))
+    train(several, digits, Recipe(1), 0, torch.device("cpu"), 2)
+
+
 def test_the_callers_generator_is_left_alone(digits: DataSplits) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -241,6 +241,7 @@ def test_values_of_a_file_are_used_and_those_of_the_caller_go_before(tmp_path: P
     ("mean", "std", "message"),
     [
         (0.5, None, "mean is given without std"),
+        ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), "scale from 0 to 1, got .*: divide both by 255"),
         (None, 0.5, "std is given without mean"),
         (0.5, 0.0, "std must hold finite numbers above 0"),
         ((0.5,) * 3, (0.1, -0.1, 0.1), "std must hold finite numbers above 0"),

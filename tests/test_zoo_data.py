@@ -315,6 +315,16 @@ def test_bad_arrays_are_named(tmp_path: Path, change: Arrays, message: str) -> N
         load_data(_save(tmp_path / "x.npz", _arrays() | change))
 
 
+def test_images_for_a_validation_under_another_name_are_not_missed_in_silence(tmp_path: Path, folder: Path) -> None:
+    arrays = _arrays()
+    more = {"x_val": arrays["x_test"], "y_val": arrays["y_test"], "names": np.arange(5)}
+    with pytest.warns(UserWarning, match=r"x_val, y_val are not read. .* called x_search and y_search"):
+        load_data(str(_save(tmp_path / "more.npz", arrays | more)))
+    (folder / "validation").mkdir()
+    with pytest.warns(UserWarning, match=r"validation/ is not read. .* called val/"):
+        load_data(str(folder))
+
+
 def test_bad_npz_files_are_named(tmp_path: Path) -> None:
     arrays = _arrays()
     del arrays["y_test"]

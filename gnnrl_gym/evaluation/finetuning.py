@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from gnnrl_gym.checks import check_number, check_seed, check_whole
 from gnnrl_gym.evaluation.determinism import deterministic
+from gnnrl_gym.evaluation.training import main_output
 from gnnrl_gym.files import digest_of, write_atomic
 from gnnrl_gym.zoo import DataSplits
 from gnnrl_gym.zoo.data import augment
@@ -41,8 +42,8 @@ def finetune(
     checkpoint: Path | None = None,
 ) -> nn.Module:
     """Train `model` in place on the train split: SGD with Nesterov momentum 0.9, weight decay 5e-4, crops (and flips
-    where they make sense). Equal seeds give equal networks, interrupted or not; on a GPU where it has deterministic
-    algorithms for all that the network does.
+    where they make sense). Of several outputs the first is trained (`main_output`). Equal seeds give equal networks,
+    interrupted or not; on a GPU where it has deterministic algorithms for all that the network does.
 
     Args:
         epochs: passes over the train split; 0 leaves the model as it is.
@@ -105,7 +106,7 @@ def _step(
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
             with torch.no_grad():
                 taught = None if teacher is None else teacher(images.clone())  # it may change its input in place
-            outputs = model(images)
+            outputs = main_output(model(images))
         return distillation_loss(outputs, labels, taught, temperature, distill)
 
     return step

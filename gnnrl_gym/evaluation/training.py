@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -143,9 +143,17 @@ def _batches(data: DataSplits, recipe: Recipe, seed: int, device: torch.device) 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, bfloat16: bool) -> Tensor:
     # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
-        outputs = model(images.contiguous(memory_format=torch.channels_last))
+        outputs = main_output(model(images.contiguous(memory_format=torch.channels_last)))
     loss = F.cross_entropy(outputs.float(), labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.detach()  # still on the device: waiting for it would stop what prepares the next batch
+
+
+def main_output(outputs: Any) -> Tensor:
+    """The first tensor of what a forward gives. In training mode some give more, as GoogLeNet does its auxiliary heads'
+    answers: those have no part in the loss."""
+    while not isinstance(outputs, Tensor):
+        outputs = next(iter(outputs.values() if isinstance(outputs, Mapping) else outputs))
+    return outputs

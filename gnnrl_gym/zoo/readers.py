@@ -5,6 +5,7 @@ Each checks what it finds and returns the data set's parts as labelled images.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,19 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise ValueError("it holds a single array")
     with file:
+        _warn_of_unread(path, [key for key in file if key.startswith(("x_", "y_")) and key not in KEYS + SEARCH_KEYS])
         return {key: file[key] for key in (*KEYS, *SEARCH_KEYS, *_NORMALISATION) if key in file}
+
+
+def _warn_of_unread(path: Path, names: list[str]) -> None:
+    """Images for a validation under another name would be missed without a word, and training images searched on."""
+    if names:
+        search = "val/" if path.is_dir() else " and ".join(SEARCH_KEYS)
+        warnings.warn(
+            f"{str(path)!r}: {', '.join(names)} {'are' if len(names) > 1 else 'is'} not read. Images to search on are "
+            f"called {search}.",
+            stacklevel=2,
+        )
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -123,6 +136,7 @@ def read_folder(path: Path, image_size: int) -> Parts:
     if not (path / "train").is_dir():
         raise FileNotFoundError(f"{str(path)!r} has no folder train/ with a folder of images for each class")
     held_out = [part for part in ("test", "val") if (path / part).is_dir()]
+    _warn_of_unread(path, sorted(f"{part.name}/" for part in path.glob("valid*") if part.is_dir()))
     if not held_out:
         raise FileNotFoundError(f"{str(path)!r} has neither a folder test/ nor val/")
     found = {part: _class_folders(path / part, image_size) for part in ("train", *held_out)}
