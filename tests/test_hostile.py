@@ -245,7 +245,7 @@ ODD: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
     ),
     "hook with a number of channels": (
         lambda: changed(lambda m: m.first.register_forward_hook(lambda m, x, y: y * torch.ones(8).view(1, 8, 1, 1))),
-        X, [6], [],
+        X, [6], ["ones in 'first'"],
     ),
     "no_grad and autocast": (lambda: Small(without_gradient), X, [8, 6], []),
     "a parameter as an operand": (

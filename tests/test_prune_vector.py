@@ -18,6 +18,7 @@ from agents.recorder import EvaluationsExhausted, PlanRecorder
 from agents.sb3 import PruneVecEnv
 from agents.transfer import train_policy
 from gnnrl_gym.envs.prune_vector import PruneVectorEnv
+from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 
 ARGUMENTS: dict[str, Any] = {"search_images": 50, "recalibration_images": 32, "device": "cpu"}
 
@@ -66,6 +67,19 @@ def test_finished_slots_may_be_reset_in_the_same_step(threads: int) -> None:
         observations, _, terminated, _, _ = same.step(np.ones(same.action_space.shape, np.float32))
         assert terminated.all() and same.evaluations == 2 * step
         np.testing.assert_array_equal(observations[0].nodes, first[0].nodes)  # already the next episode's
+
+
+@pytest.mark.parametrize("kind", ["gymnasium", "stable-baselines3"])
+def test_the_plans_of_a_step_are_measured_in_one_call(
+    vector: PruneVectorEnv, digits_env: gym.Env[Any, Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env: Any = vector if kind == "gymnasium" else PruneVecEnv(digits_env, 3)
+    calls: list[int] = []
+    monkeypatch.setattr(PlanEvaluator, "prefetch", lambda self, plans: calls.append(len(plans)))
+    env.reset()
+    actions = np.random.default_rng(0).uniform(0.5, 1, (3, 9)).astype(np.float32)
+    env.step(actions)
+    assert calls == [3]
 
 
 def test_evaluations_are_counted_together(vector: PruneVectorEnv) -> None:
@@ -147,6 +161,7 @@ def test_slots_draw_for_themselves() -> None:
             first.reset()
         return [(each.reset(), each.inner.budget)[1] for each in (second, env)]  # type: ignore[attr-defined]
 
+    assert env.slots(1)[0].inner is not env.inner  # type: ignore[attr-defined]
     assert budgets(True) == budgets(False)
     assert len(set(budgets(True))) == 1  # of equal states, equal draws
 

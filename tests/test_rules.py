@@ -124,6 +124,78 @@ def test_an_example_of_one_sample_is_refused_with_the_mend(layer: nn.Module) -> 
     assert PrunableNetwork(network, images(1, 3, 16, 16)).widths.tolist() == [8, 8]
 
 
+class Decoder(nn.Module):
+    """Features, images, and up: as the generator of a DCGAN or a VAE."""
+
+    def __init__(self, images_of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, self.images_of = nn.Linear(5, 8 * 9), images_of
+        self.up = nn.Sequential(nn.ConvTranspose2d(8, 6, 4, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.images_of(self.features(x)).relu())
+
+
+def test_features_become_images() -> None:
+    network = exact_network(Decoder(lambda x: x.view(len(x), -1, 3, 3)), images(2, 5))
+    assert network.widths.tolist() == [8, 6]
+    assert network.slim([2, 3]).features.out_features == 18
+    model = nn.Sequential(nn.Linear(5, 8 * 9), nn.Unflatten(1, (-1, 3, 3)), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    assert exact_network(model, images(2, 5)).widths.tolist() == [8]
+
+
+def test_features_that_become_so_many_images_stay_alone() -> None:
+    written = Decoder(lambda x: x.view(-1, 8, 3, 3))
+    assert exact_network(written, images(2, 5), warns=r"write -1 in its place").widths.tolist() == [6]
+
+
+# name: (step, what the warning has to match): it makes something that the channels become one with
+MADE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "added": (lambda x: x + torch.ones(x.shape[1], 1, 1), "ones in"),
+    "computed with before": (lambda x: x * (torch.arange(x.shape[1]) / 7).sin()[:, None, None], "sin in"),
+    "in a concatenation": (
+        lambda x: torch.cat([x, torch.zeros(1, 4, 8, 8)], 1)[:, :8] + torch.full((8, 1, 1), 2.0),
+        "full in",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_made_and_meets_channels_is_named(name: str) -> None:
+    step, warns = MADE[name]
+    assert exact_network(
+        between(step), images(1, 3, 8, 8), plans=4, warns=f"No channel rule for {warns}"
+    ).widths.tolist() == [6]
+    with pytest.raises(UnsupportedOperation, match=f"No channel rule for {warns}"):
+        PrunableNetwork(between(step), images(1, 3, 8, 8), strict=True)
+
+
+# what touches no channel, or only those that the output keeps anyway
+HARMLESS: dict[str, Callable[[], nn.Module]] = {
+    "softmax": lambda: nn.Sequential(between(lambda x: x), nn.Softmax(1)),
+    "log softmax": lambda: nn.Sequential(between(lambda x: x), nn.LogSoftmax(1)),
+    "positions of the input": lambda: nn.Sequential(
+        Foreign(lambda x: x * torch.linspace(0, 1, 8)), between(lambda x: x)
+    ),
+    "positions": lambda: between(lambda x: x * torch.linspace(0, 1, 8)),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_freezes_nothing_is_neither_named_nor_refused(name: str, recwarn: pytest.WarningsRecorder) -> None:
+    network = PrunableNetwork(HARMLESS[name](), images(1, 3, 8, 8), strict=True)
+    assert sorted(network.widths.tolist()) == [6, 8]
+    assert not [str(w.message) for w in recwarn if "frozen" in str(w.message)]
+
+
+def test_channels_that_are_mixed_before_the_end_are_named() -> None:
+    step = "softmax in"
+    assert exact_network(between(lambda x: x.softmax(1)), images(1, 3, 8, 8), warns=step).widths.tolist() == [6]
+    with pytest.raises(UnsupportedOperation, match=step):
+        PrunableNetwork(between(lambda x: x.softmax(-3)), images(1, 3, 8, 8), strict=True)
+
+
 class Volume(nn.Module):
     """A parameter whose three dimensions meet the channels of three layers, which `heads` read."""
 

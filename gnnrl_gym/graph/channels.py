@@ -56,7 +56,8 @@ class Channels:
         products: the operations that cost multiply-accumulates.
         literals: nodes that may hold a number of channels in their arguments (pad, slice, view, split).
         grouped: weights of grouped convolutions -> entries of their first dimension per convolution group.
-        unsupported: "operation at module, line" of everything without a rule.
+        unsupported: "operation at module, line" of everything without a rule that touches channels.
+        made: the same of what touches none, but may meet some (`torch.zeros`): by the id of what it makes.
     """
 
     bound: dict[Key, Tensor] = field(default_factory=dict)
@@ -68,12 +69,20 @@ class Channels:
     literals: list[fx.Node] = field(default_factory=list)
     grouped: dict[str, int] = field(default_factory=dict)
     unsupported: list[str] = field(default_factory=list)
+    made: dict[int, str] = field(default_factory=dict)
     count: int = FROZEN + 1
 
     def fresh(self, size: int) -> Tensor:
         """`size` new ids."""
         self.count += size
         return torch.arange(self.count - size, self.count)
+
+    def make(self, place: str) -> int:
+        """A frozen id for what an operation at `place` makes of no channels."""
+        (id_,) = self.fresh(1).tolist()
+        self.frozen.append(torch.tensor([id_]))
+        self.made[id_] = place
+        return int(id_)
 
     def merge(self, a: Tensor, b: Tensor) -> None:
         """Elements of `a` and `b` (equal shapes) are the same channels from now on."""
@@ -150,12 +159,12 @@ def spread(ids: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
     return ids.view(view).expand(shape)
 
 
-def frozen_like(node: fx.Node) -> Any:
-    """A shadow of FROZEN ids for whatever `node` returns."""
+def frozen_like(node: fx.Node, id_: int = FROZEN) -> Any:
+    """A shadow of ids that are frozen for whatever `node` returns."""
     value = node.meta["val"]
     if isinstance(value, (list, tuple)):
-        return [torch.tensor(FROZEN).expand(tuple(v.shape)) if isinstance(v, Tensor) else None for v in value]
-    return torch.tensor(FROZEN).expand(tuple(value.shape)) if isinstance(value, Tensor) else None
+        return [torch.tensor(id_).expand(tuple(v.shape)) if isinstance(v, Tensor) else None for v in value]
+    return torch.tensor(id_).expand(tuple(value.shape)) if isinstance(value, Tensor) else None
 
 
 Rule = Callable[..., Any]
@@ -203,6 +212,8 @@ def propagate(trace: Trace, strict: bool = False, into: Channels | None = None) 
         elif node.op == "output":
             fx.map_arg(node.args, lambda n: channels.freeze(channels.values[n]))
     del channels.products[len(channels.products) if counted is None else counted :]
+    for place in _met(channels):
+        _unsupported(channels, place, strict)
     return channels
 
 
@@ -224,15 +235,38 @@ def _apply(channels: Channels, node: fx.Node, strict: bool) -> Any:
     path = module_path(node)
     module = f"'{path}'" if path else "the network's own forward"
     place = f"{operator_name(node)} in {module} ({source_line(node)})"
-    if strict:
-        raise UnsupportedOperation(f"No channel rule for {place}. Leave strict=False to freeze what it touches.")
     operands = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, (Tensor, Weight))]
-    if any(v.shape if isinstance(v, Weight) else varying(v) for v in operands):
-        channels.unsupported.append(place)
+    touched = any(v.shape if isinstance(v, Weight) else varying(v) for v in operands)
+    if touched and not _ends(node):
+        _unsupported(channels, place, strict)
     channels.freeze(operands)
     if macs := _macs(node):
         channels.products.append(Product(node, macs, ()))
-    return frozen_like(node)
+    return frozen_like(node, FROZEN if touched else channels.make(place))
+
+
+def _unsupported(channels: Channels, place: str, strict: bool) -> None:
+    if strict:
+        raise UnsupportedOperation(f"No channel rule for {place}. Leave strict=False to freeze what it touches.")
+    channels.unsupported.append(place)
+
+
+def _ends(node: fx.Node) -> bool:
+    """Whether the network's output is what `node` makes of values of the same shape, as by a softmax: their channels
+    stay in any case."""
+    shapes = {shape_of(n) for n in (node, *node.all_input_nodes)}
+    return len(shapes) == 1 and all(user.op == "output" for user in node.users)
+
+
+def _met(channels: Channels) -> list[str]:
+    """Places that made something without a rule which is one with channels now, and so freezes them."""
+    made, found = torch.tensor(sorted(channels.made)), dict[str, None]()
+    for pair in channels.merges if len(made) else ():
+        for one, other in (pair, pair[::-1]):
+            at = torch.isin(one, made)
+            if at.any() and other[at].unique().numel() > 1:
+                found |= dict.fromkeys(channels.made[int(id_)] for id_ in one[at].unique())
+    return list(found)
 
 
 def _macs(node: fx.Node) -> int:

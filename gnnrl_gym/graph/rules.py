@@ -20,6 +20,7 @@ from gnnrl_gym.graph.channels import (
     Weight,
     along,
     compress,
+    first,
     frozen_like,
     operator_name,
     spread,
@@ -236,7 +237,8 @@ def _resize(ids: Tensor, dims: list[int], shape: tuple[int, ...]) -> Tensor:
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", of_weights=True)
 def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
     """Executed on the ids. Where one dimension becomes two, what is kept must stay a rectangle: the ids are tied
-    across the first (a channel shuffle's groups), so only the last of them shrinks."""
+    across the first (a channel shuffle's groups), so only the last of them shrinks; or across the positions of images
+    that features become."""
     if not isinstance(x, Tensor):
         return attention.view_of_constants(c, node, x)
     result = compress(x.reshape(shape_of(node)))
@@ -244,9 +246,18 @@ def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
         c.literals.append(node)
     if len(varying(result)) > 1 and attention.feeds_attention(node, past_views=True):
         return attention.view_of_heads(c, node, result)
+    if x.dim() == 2 and result.dim() > 3 and varying(result) == [*range(1, result.dim())]:
+        return _images(c, result)
     for d in varying(result)[:-1]:
         c.merge(result, result.narrow(d, 0, 1).expand(result.shape).clone())
     return result
+
+
+def _images(c: Channels, result: Tensor) -> Tensor:
+    """Features [N, C * H * W] that become images [N, C, H, W]: all positions of a channel are one unit."""
+    whole = first(result, [*range(2, result.dim())]).expand(result.shape)
+    c.merge(result, whole.clone())
+    return whole
 
 
 @rule("transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "expand_as", "roll", "flip", "getitem", "select",

@@ -349,8 +349,13 @@ def _rebuild(
 
 def _mend(site: Any) -> str:
     """What to write instead of a literal in a forward."""
-    if operator_name(site) in ("view", "reshape") and len(shape_of(site)) == 2:
+    name = operator_name(site)
+    if name in ("view", "reshape") and len(shape_of(site)) == 2:
         return "To free them, write x.flatten(1)."
+    if name in ("view", "reshape", "unflatten", "expand"):
+        return "To free them, write -1 in its place, or take it from the shape of this very tensor."
+    if name in SPLITS or name == "slice":
+        return "To free them, cut equal parts by x.chunk(n, 1), or take the sizes from what the parts go to."
     return "To free them, take the number from a shape, such as x.shape[1], instead of writing it down."
 
 
