@@ -105,6 +105,12 @@ def test_a_question_holds_what_its_record_can(tmp_path: Path) -> None:
             replace(QUESTION, **{name: value})
 
 
+@pytest.mark.parametrize("seed", [-1, 0.5, 2**32])
+def test_a_seed_that_is_none_is_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+        replace(QUESTION, seed=seed)
+
+
 def test_equal_seeds_equal_runs_also_after_a_kill(
     run: tuple[BogpResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,25 @@ def test_files_are_read_alike_by_one_thread_and_by_several(folder: Path, monkeyp
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("size", [(120, 80), (80, 120), (30, 30)])
+def test_files_are_cropped_around_their_middle(tmp_path: Path, size: tuple[int, int]) -> None:
+    for part in ("train", "val"):
+        for label in range(2):
+            home = tmp_path / part / str(label)
+            home.mkdir(parents=True)
+            x, y = np.meshgrid(*(np.abs(np.linspace(-1, 1, side)) for side in size))
+            image = Image.fromarray(
+                np.uint8(255 * (1 - np.maximum(x, y)))
+            )  # falls off from the middle, alike on all sides
+            for i in range(4):
+                image.convert("RGB").save(home / f"{i}.png")
+    image = _raw(load_data(str(tmp_path), image_size=28).test)[0].double()
+    assert image.shape == (3, 28, 28)
+    for mirrored in (image.flip(1), image.flip(2)):
+        assert (image - mirrored).abs().max() <= 4  # rounding
+    assert image[:, 13:15, 13:15].min() > 225 and image.mean() > 60
+
+
 def test_images_that_would_come_out_wrong_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, file = load_data(folder, image_size=16), folder / "val" / "class1" / "0.png"
     levels = np.arange(40 * 30).reshape(30, 40)
