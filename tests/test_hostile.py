@@ -7,6 +7,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,11 @@ def without_gradient(x: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):
         a, b = x.float().relu(), x * torch.tensor(2.0)
     return a + b
+
+
+@dataclass
+class Scores:
+    logits: Tensor
 
 
 class Capturing(Small):
@@ -188,6 +194,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "a hook over the network": (
         lambda: Capturing(lambda net: net.first.register_forward_hook(lambda m, x, y: net.kept.update(last=y))), X,
         r"A copy of Capturing .*computes with what the network itself holds\. A lambda, a hook .*make that a method",
+    ),
+    "a dataclass": (
+        lambda: Small(after=Scores), X, r"returns no tensor, but a Scores\. Call torch\.export\.register_dataclass\(Scores\)"
     ),
     "no output": (lambda: Small(after=lambda y: None), X, "returns no tensor, but a NoneType"),
     "lazy layers": (lambda: nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyConv2d(4, 3)), X, "'0' .*run the network once"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -55,8 +56,9 @@ def check_outputs(model: nn.Module, outputs: Any) -> None:
         UnsupportedOperation: the network returns no tensor.
     """
     if not any(isinstance(value, Tensor) for value in tree_leaves(outputs)):
+        mend = f" Call torch.export.register_dataclass({type(outputs).__name__}) first." if is_dataclass(outputs) else ""
         raise UnsupportedOperation(
-            f"The forward of {type(model).__name__} returns no tensor, but {_described(outputs)}."
+            f"The forward of {type(model).__name__} returns no tensor, but {_described(outputs)}.{mend}"
         )
 
 
