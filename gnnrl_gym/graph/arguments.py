@@ -56,9 +56,10 @@ def check_outputs(model: nn.Module, outputs: Any) -> None:
         UnsupportedOperation: the network returns no tensor.
     """
     if not any(isinstance(value, Tensor) for value in tree_leaves(outputs)):
-        mend = f" Call torch.export.register_dataclass({type(outputs).__name__}) first." if is_dataclass(outputs) else ""
+        unknown = f" Call torch.export.register_dataclass({type(outputs).__name__}) first."
         raise UnsupportedOperation(
-            f"The forward of {type(model).__name__} returns no tensor, but {_described(outputs)}.{mend}"
+            f"The forward of {type(model).__name__} returns no tensor, but {_described(outputs)}."
+            f"{unknown if is_dataclass(outputs) else ''}"
         )
 
 
