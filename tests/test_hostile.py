@@ -196,7 +196,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
         r"A copy of Capturing .*computes with what the network itself holds\. A lambda, a hook .*make that a method",
     ),
     "a dataclass": (
-        lambda: Small(after=Scores), X, r"returns no tensor, but a Scores\. Call torch\.export\.register_dataclass\(Scores\)"
+        lambda: Small(after=Scores), X, r"no tensor, but a Scores\. Call torch\.export\.register_dataclass\(Scores\)"
     ),
     "no output": (lambda: Small(after=lambda y: None), X, "returns no tensor, but a NoneType"),
     "lazy layers": (lambda: nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyConv2d(4, 3)), X, "'0' .*run the network once"),
