@@ -394,6 +394,21 @@ def counted(epochs: list[int]) -> Any:
     return finetunes
 
 
+def test_a_recipe_is_what_trains(digits: DataSplits) -> None:
+    plain = Recipe(1, 0.01, weight_decay=0.1)
+    recipes = [
+        plain,
+        replace(plain, bfloat16=True),
+        replace(plain, optimizer="adamw"),
+        replace(plain, weight_decay=0.0),
+    ]
+    made = [train(load_model("digits-resnet", "random"), digits, recipe, steps=1) for recipe in recipes]
+    first, *others = (vector(model) for model in made)
+    assert torch.equal(first, vector(train(load_model("digits-resnet", "random"), digits, plain, steps=1)))
+    rounding, adam, decay = ((other - first).abs().max() for other in others)
+    assert 0 < rounding < 1e-3 < adam and decay > 0
+
+
 def test_training_under_an_autocast_of_the_callers_learns_the_same() -> None:
     data, found = load_data("digits"), []
     for enabled in (False, True):

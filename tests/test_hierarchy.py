@@ -70,6 +70,13 @@ def test_what_does_not_recur_stays_alone(text: str) -> None:
     assert block_of == list(range(len(text)))
 
 
+@pytest.mark.parametrize("largest", [2, 4, 8])
+def test_motifs_have_a_largest_size(largest: int) -> None:
+    block_of, _ = find_motifs(*chain("abcd" * 20), largest=largest)
+    size = min(largest, 4)  # alike ones are not put together
+    assert Counter(Counter(block_of).values()) == {size: 80 // size}
+
+
 @pytest.mark.parametrize("seed", range(25))
 def test_motifs_of_random_graphs(seed: int) -> None:
     labels, edges = random_dag(seed)

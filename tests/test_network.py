@@ -261,6 +261,18 @@ def test_random_importance_is_seeded_and_has_its_own_order() -> None:
     assert np.argsort(first.importance).tolist() != np.argsort(other.importance).tolist()
 
 
+@pytest.mark.parametrize(("kind", "power"), [("l1", 1), ("l2", 2)])
+def test_norms_by_hand(kind: str, power: int) -> None:
+    """A filter's own weights and what reads it, each against the mean of its layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    network: Any = PrunableNetwork(model, images(1, 3, 8, 8), importance=kind)
+    written = model[0].weight.detach().double().abs().pow(power).sum((1, 2, 3))
+    read = model[2].weight.detach().double().abs().pow(power).sum((0, 2, 3))
+    expected = (written / written.mean() + read / read.mean()) ** (1 / power)
+    np.testing.assert_allclose(network.importance, expected.numpy(), rtol=1e-6)
+
+
 @pytest.mark.parametrize(("kind", "message"), [("best", "l1, l2, bn-scale, taylor, random"), ("taylor", "batch=")])
 def test_wrong_importance_raises(kind: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

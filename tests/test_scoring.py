@@ -35,6 +35,17 @@ def prune(env: Env) -> Any:
     return env.unwrapped
 
 
+@pytest.mark.parametrize("layer", ["0", "1"])
+def test_a_layer_that_does_more_is_not_folded(layer: str) -> None:
+    model = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())).eval()
+    model.get_submodule(layer).register_forward_hook(lambda module, given, found: found * 2)
+    x = images(2, 3, 8, 8)
+    expected = model(x)
+    folded = fold(model, [("0", "1")])
+    assert isinstance(folded[1], nn.BatchNorm2d)
+    torch.testing.assert_close(folded(x), expected)
+
+
 def test_folded_network_is_the_same_function(env: Env) -> None:
     inner = prune(env)
     x, pairs = inner.data.search.take(50).tensors()[0], foldable_pairs(inner.network)
