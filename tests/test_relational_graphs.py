@@ -41,10 +41,11 @@ def masks(model: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("nodes, edges", [(5, 5), (6, 14), (6, 15), (8, 20), (16, 24), (9, 36), (64, 172)])
 @pytest.mark.parametrize("rewiring", [0.0, 0.3, 1.0])
 def test_graphs_have_the_exact_edges_and_hang_together(nodes: int, edges: int, rewiring: float) -> None:
-    graph = ws_flex(nodes, edges, rewiring, np.random.default_rng(0))
-    assert (graph.number_of_nodes(), graph.number_of_edges()) == (nodes, edges)
-    assert nx.number_of_selfloops(graph) == 0
-    assert nx.is_connected(graph)
+    for seed in range(4):
+        graph = ws_flex(nodes, edges, rewiring, np.random.default_rng(seed))
+        assert (graph.number_of_nodes(), graph.number_of_edges()) == (nodes, edges)
+        assert nx.number_of_selfloops(graph) == 0
+        assert nx.is_connected(graph)
 
 
 def test_without_rewiring_it_is_the_ring_lattice_and_degrees_differ_by_two_at_most() -> None:
