@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.files import write_atomic
+from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
-from gnnrl_gym.pruning.probe import cloned
 from gnnrl_gym.pruning.sparsity import CHANNELS, make_network
 from gnnrl_gym.zoo.state_dicts import load_into, why_unreadable
 

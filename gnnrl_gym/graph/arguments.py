@@ -56,10 +56,10 @@ def check_outputs(model: nn.Module, outputs: Any) -> None:
         UnsupportedOperation: the network returns no tensor.
     """
     if not any(isinstance(value, Tensor) for value in tree_leaves(outputs)):
-        unknown = f" Call torch.export.register_dataclass({type(outputs).__name__}) first."
+        mend = f"torch.export.register_dataclass({type(outputs).__name__})"
         raise UnsupportedOperation(
             f"The forward of {type(model).__name__} returns no tensor, but {_described(outputs)}."
-            f"{unknown if is_dataclass(outputs) else ''}"
+            + (f" Call {mend} first." if is_dataclass(outputs) else "")
         )
 
 
@@ -113,7 +113,7 @@ def _answer(model: nn.Module, args: tuple[Any, ...]) -> Any:
     torch.default_generator.manual_seed(0)
     try:
         with torch.compiler.set_stance("force_eager"):  # no compiling for one answer
-            return model(*tree_map_only(Tensor, torch.clone, args))  # a forward may change its input in place
+            return model(*cloned(args))
     except Exception as error:
         return error
 
@@ -123,13 +123,20 @@ def _halved(value: Tensor) -> Tensor:
 
 
 def _equal(found: Any, expected: Any) -> bool:
-    """But for rounding, which the same kernels on the same numbers hardly do."""
-    pairs = [[x for x in tree_leaves(value) if isinstance(x, Tensor)] for value in (found, expected)]
-    return len(pairs[0]) == len(pairs[1]) and all(
-        x.shape == y.shape and torch.allclose(x, y, rtol=1e-2, atol=1e-2 * float(y.abs().amax()), equal_nan=True)
-        if (y.is_floating_point() or y.is_complex()) and y.numel() else x.shape == y.shape
-        for x, y in zip(*pairs, strict=True)
-    )  # fmt: skip
+    one, other = ([x for x in tree_leaves(value) if isinstance(x, Tensor)] for value in (found, expected))
+    return len(one) == len(other) and all(map(_close, one, other))
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    """But for rounding, which the same kernels on the same numbers hardly do. Integers may hang on it."""
+    if x.shape != y.shape or not y.numel() or not (y.is_floating_point() or y.is_complex()):
+        return x.shape == y.shape
+    return torch.allclose(x, y, rtol=1e-2, atol=1e-2 * float(y.abs().amax()), equal_nan=True)
+
+
+def cloned(value: Any) -> Any:
+    """`value` with its tensors copied: a forward may change its input in place."""
+    return tree_map_only(Tensor, lambda x: x.detach().clone(), value)
 
 
 def failed_forward(model: nn.Module, args: tuple[Any, ...], error: Exception) -> UnsupportedOperation:

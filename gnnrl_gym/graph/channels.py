@@ -213,7 +213,8 @@ def propagate(trace: Trace, strict: bool = False, into: Channels | None = None) 
             fx.map_arg(node.args, lambda n: channels.freeze(channels.values[n]))
     del channels.products[len(channels.products) if counted is None else counted :]
     for place in _met(channels):
-        _unsupported(channels, place, strict)
+        if place not in channels.unsupported:  # a second trace meets those of the first again
+            _unsupported(channels, place, strict)
     return channels
 
 

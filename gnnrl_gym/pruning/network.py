@@ -15,6 +15,7 @@ from gymnasium.spaces import GraphInstance
 from torch import Tensor, nn
 
 from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.graph.channels import operator_name, propagate
 from gnnrl_gym.graph.features import GraphBuilder
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
@@ -24,7 +25,7 @@ from gnnrl_gym.pruning.attributes import Attributes, choices, matching_attribute
 from gnnrl_gym.pruning.cost import macs_cost, params_cost
 from gnnrl_gym.pruning.importance import Batch, importance_scores
 from gnnrl_gym.pruning.memory import PeakMemory, peak_memory
-from gnnrl_gym.pruning.probe import Probe, cloned
+from gnnrl_gym.pruning.probe import Probe
 from gnnrl_gym.pruning.slimming import SPLITS, Slimmer, literal_home
 
 Plans = npt.ArrayLike

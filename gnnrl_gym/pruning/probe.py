@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.pruning.foreign import gpus_of
 from gnnrl_gym.pruning.slimming import Slimmer
 
@@ -105,11 +106,6 @@ class Probe:
             return outputs if all(bool(value.isfinite().all()) for value in outputs) else None
         except Exception:  # whatever a forward raises on values that it does not expect
             return None
-
-
-def cloned(value: Any) -> Any:
-    """`value` with its tensors copied: a forward may change its input in place."""
-    return tree_map_only(Tensor, lambda x: x.detach().clone(), value)
 
 
 def _run(module: nn.Module, inputs: Inputs, seed: int = 0) -> Any:

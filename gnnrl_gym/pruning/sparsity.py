@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.graph.channels import Channels, Weight, operator_name, propagate
 from gnnrl_gym.graph.features import GraphBuilder, importance_quantiles
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
@@ -24,7 +25,6 @@ from gnnrl_gym.graph.trace import Trace, trace
 from gnnrl_gym.pruning.cost import Cost, macs_cost
 from gnnrl_gym.pruning.importance import Batch
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
-from gnnrl_gym.pruning.probe import cloned
 from gnnrl_gym.pruning.slimming import activations
 
 CHANNELS, UNSTRUCTURED = "channels", "unstructured"

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
+from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.graph.channels import Channels, Key, Product, operator_name
 from gnnrl_gym.graph.groups import ChannelGroups, Ints
 from gnnrl_gym.graph.trace import Trace
-from gnnrl_gym.pruning.probe import cloned
 
 WARM_UP = 2
 Axes = tuple[tuple[int, int], ...]  # (dimension, axis of the operation that it scales with)
