@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from agents.progress import Progress
 from agents.results import DIGESTS, SearchResult, digest_of_data
 from agents.run_folder import COPY, check_writable, is_of_run
 from gnnrl_gym.checks import check_choice, check_number, check_seed, check_whole
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.latency import measure_latency
@@ -152,7 +152,7 @@ def _teacher(result: SearchResult, run: Path, network: PrunableNetwork, distill:
             f"distill={distill} learns from the network that {str(run)!r} pruned, but {result.model} has other "
             "weights here: give the run's own (in Python as model=), or use 0."
         )
-    return copy.deepcopy(network.model)
+    return copy_of(network.model)
 
 
 def _is_dense(result: SearchResult, run: str | os.PathLike[str], network: PrunableNetwork) -> bool:
@@ -197,7 +197,7 @@ def evaluate_run(
     result = SearchResult.load(run)
     place, splits = resolve_device(device), _splits(result, run, data)
     network, slim = result.network(model), result.pruned(model).to(place)
-    dense = copy.deepcopy(network.model).to(place).eval()  # a module may be given in training mode
+    dense = copy_of(network.model).to(place).eval()  # a module may be given in training mode
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)
     with fitting_threads(network):
         pruned_accuracy = accuracy(slim, splits.test)

@@ -118,8 +118,8 @@ def _scores(env: PruneEnv, plan: np.ndarray) -> tuple[nn.Module, dict[str, dict[
     """The recalibrated network of a plan [A], and every measure (higher is better) on disjoint sets of every size."""
     split = env.data.search.take(IMAGES)
     images, labels = (tensor.to(env.device) for tensor in split.tensors())
-    images = images.contiguous(memory_format=torch.channels_last)
-    raw = env.network.slim(plan).to(env.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = images.contiguous(memory_format=env.evaluator.layout)
+    raw = env.network.slim(plan).to(env.device, memory_format=env.evaluator.layout)  # type: ignore[call-overload]
     recalibrated, scores = env.slim(plan), {}
     for name, network in (("recalibrated", recalibrated), ("raw", raw)):
         outputs = logits(network, images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import io
 import os
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.arguments import cloned
@@ -204,7 +204,7 @@ def export_onnx(module: nn.Module, example_input: Example, path: str | os.PathLi
     """
     if missing := [package for package in ("onnx", "onnxscript") if find_spec(package) is None]:
         raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install gnnrl_gym[onnx]")
-    module = copy.deepcopy(module).cpu()  # ONNX knows no devices, and a GPU rounds otherwise
+    module = copy_of(module).cpu()  # ONNX knows no devices, and a GPU rounds otherwise
     example_input = tree_map_only(Tensor, Tensor.cpu, example_input)
     args = _arguments(example_input)
     exported, checked = _exported(module, args), find_spec("onnxruntime") is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
@@ -13,6 +12,7 @@ from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.checks import check_choice, check_seed, check_share, check_whole
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.envs.network import (
     NOT_SCORED,
     NetworkEnv,
@@ -148,7 +148,7 @@ class MaskEnv(NetworkEnv, EzPickle):
     def _initial(self, model: str | nn.Module) -> nn.Module:
         """The network with its initial weights, in eval mode, on the device."""
         if isinstance(model, nn.Module):
-            module = copy.deepcopy(model)  # the caller's stays where it is
+            module = copy_of(model)  # the caller's stays where it is
         else:
             module = load_model(model, "random", self.data.num_classes, seed=self.arguments["init_seed"])
         check_outputs(module.to(self.device), self.data, self.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.envs.rendering import draw_plan, plan_table
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
@@ -100,7 +100,7 @@ def own_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     worker) is the same, whatever the caller did with the module since.
     """
     found = {name: value for name, value in given.items() if name not in ("self", "__class__")}
-    return {name: copy.deepcopy(value) if isinstance(value, nn.Module) else value for name, value in found.items()}
+    return {name: copy_of(value) if isinstance(value, nn.Module) else value for name, value in found.items()}
 
 
 def splits_for(data: str | os.PathLike[str] | DataSplits, model: str | nn.Module) -> DataSplits:

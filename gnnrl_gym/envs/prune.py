@@ -13,6 +13,7 @@ from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.checks import check_choice, check_share, check_whole
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.envs.budget import METRICS, Budget, Meter, budgets_by_metric
 from gnnrl_gym.envs.landing import land, round_widths, to_steps, to_widths
 from gnnrl_gym.envs.network import (
@@ -180,7 +181,7 @@ class PruneEnv(NetworkEnv, EzPickle):
     def _module(self, model: str | nn.Module) -> nn.Module:
         """The network as it is given, on the device."""
         if isinstance(model, nn.Module):
-            module = copy.deepcopy(model)  # the caller's stays where it is
+            module = copy_of(model)  # the caller's stays where it is
         else:
             weights, objective = self.arguments["weights"], self.arguments["objective"]
             named = "random" if objective and weights is None else weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from typing import Any
 
@@ -12,6 +11,7 @@ from gymnasium.utils import EzPickle
 from torch import nn
 
 from gnnrl_gym.checks import check_number, check_seed, check_whole
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.envs.network import check_outputs, own_arguments, splits_for
 from gnnrl_gym.envs.pool import PoolEnv
 from gnnrl_gym.evaluation.accuracy import resolve_device
@@ -107,7 +107,7 @@ class RelationalEnv(PoolEnv, EzPickle):
         if shift >= min(self.data.input_shape[1:]):
             raise ValueError(f"shift={shift} moves images of shape {self.data.input_shape} out of sight: give less.")
         # a module of the caller's is copied: it may move to another device here
-        network = copy.deepcopy(model) if isinstance(model, nn.Module) else model
+        network = copy_of(model) if isinstance(model, nn.Module) else model
         example = network if isinstance(network, nn.Module) else make_network(network, self.data, 0)
         check_outputs(example.to(found), self.data, found)
         self.masking = Masking.of(example, scope)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gnnrl_gym.evaluation.batched import BatchedCandidates, obstacle
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.folding import fold, foldable_pairs
+from gnnrl_gym.evaluation.layout import fitting_layout
 from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
@@ -73,16 +74,12 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 def accuracy(model: nn.Module, split: Split) -> float:
     """Top-1 accuracy in [0, 1] of `model` (eval mode, on its own device) on a whole split."""
     device, correct = next(model.parameters()).device, 0
+    layout = fitting_layout(split.batch(torch.arange(min(2, len(split))))[0].to(device), model)
     for images, labels in split.batches(GPU_BATCH):
-        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        images = images.to(device).contiguous(memory_format=layout)
         predicted = logits(model, images).argmax(1).cpu()
         correct += int((predicted == labels).sum())
     return correct / len(split)
-
-
-def _fast(model: nn.Module, device: torch.device) -> nn.Module:
-    """On the device, channels last: the layout that CPU and GPU convolutions are fastest in."""
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 class PlanEvaluator:
@@ -118,6 +115,7 @@ class PlanEvaluator:
         self.dtype = fitting_dtype(precision, network, self.device)
         self.evaluations = 0
         images, labels = train.take(recalibration_images, seed=1).tensors()
+        self.layout = fitting_layout(images[:2].to(network.example_input[0].device), network.model)
         self._calibration = self._on_device(images)
         self._calibration_labels = labels.to(self.device)
         images, labels = search.tensors()
@@ -129,14 +127,18 @@ class PlanEvaluator:
         return self.device.type == "cuda" and self.network.macs(self.network.widths) <= LARGE
 
     def _on_device(self, images: Tensor) -> Tensor:
-        return images.to(self.device).contiguous(memory_format=torch.channels_last)
+        return images.to(self.device).contiguous(memory_format=self.layout)
 
     def build(self, widths: Ints) -> nn.Module:
         """The recalibrated slim network of a plan [A]."""
         return recalibrate(self._cut(widths), self._calibration)
 
     def _cut(self, widths: Ints) -> nn.Module:
-        return _fast(self.network.slim(widths), self.device)
+        return self._fast(self.network.slim(widths))
+
+    def _fast(self, model: nn.Module) -> nn.Module:
+        """On the device, in the layout that its convolutions are fastest in."""
+        return model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload,no-any-return]
 
     def score(self, widths: Ints) -> float:
         """One evaluation: Top-1 accuracy in [0, 1] of a plan [A] on the search images; the same plan has the same."""

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnnrl_gym.copies import activations
 from gnnrl_gym.evaluation.gates import gated, norms, read_units
+from gnnrl_gym.evaluation.layout import fitting_layout
 from gnnrl_gym.graph.channels import operator_name
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.graph.trace import module_path
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.recalibration import BATCH, recalibrate
-from gnnrl_gym.pruning.slimming import activations
 from gnnrl_gym.pruning.sparsity import SparseNetwork
 
 CHUNK, IMAGES = 32, 256  # candidates, and images of each, in one forward
@@ -121,7 +122,8 @@ class BatchedCandidates:
         # deepcopy takes what its memo already holds: every occurrence of a norm becomes the new one
         memo = activations(network.model) | {id(dense(path)): norm for path, norm in self.norms.items()}
         model: Any = copy.deepcopy(network.model, memo).eval().requires_grad_(False)
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.layout = fitting_layout(network.example_input[0], network.model)
+        self.model = model.to(device, memory_format=self.layout)
         where = {path: (units, dim) for path, units, dim in gated(network)}  # a layer that runs twice is named twice
         self.gates = [_Gate(self.model.get_submodule(path), *place) for path, place in where.items()]
 
@@ -180,7 +182,7 @@ class BatchedCandidates:
 
     def _stacked(self, images: Tensor) -> Tensor:
         stacked = images.repeat(self._count, *[1] * (images.dim() - 1))
-        return stacked.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else stacked
+        return stacked.contiguous(memory_format=self.layout)
 
 
 # ---- which networks -----------------------------------------------------------------------------------------------

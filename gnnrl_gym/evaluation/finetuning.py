@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from gnnrl_gym.checks import check_number, check_seed, check_whole
 from gnnrl_gym.evaluation.determinism import deterministic
+from gnnrl_gym.evaluation.layout import put_on
 from gnnrl_gym.evaluation.training import main_output
 from gnnrl_gym.files import digest_of, write_atomic
 from gnnrl_gym.zoo import DataSplits
@@ -70,13 +71,12 @@ def finetune(
     check_number("above 0", learning_rate=learning_rate, temperature=temperature)
     _check(schedule, distill)
     device = device or next(model.parameters()).device
-    for network in (model, teacher):
-        if network is not None:
-            network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    layout = put_on(device, data, model, teacher)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = epochs * data.train.shuffled_batches(BATCH)
-    training = _Training(model, optimizer, _scheduler(schedule, optimizer, learning_rate, max(steps, 1)), generator)
+    scheduler = _scheduler(schedule, optimizer, learning_rate, max(steps, 1))
+    training = _Training(model, optimizer, scheduler, generator, layout)
     settings: list[Any] = [epochs, learning_rate, seed, schedule, [temperature, distill], str(dtype)]
     settings += _material(data, model, teacher) if checkpoint else []
     step = _step(model, teacher, device, dtype, temperature, distill)
@@ -147,6 +147,7 @@ class _Training:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     generator: torch.Generator
+    layout: torch.memory_format
 
     def epoch(self, data: DataSplits, device: torch.device, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
         """One pass over the train split: the mean loss."""
@@ -155,7 +156,7 @@ class _Training:
         for images, labels in data.train.batches(BATCH, self.generator):
             # an eighth of the image, as 4 pixels of CIFAR's 32
             images = augment(images.to(device), self.generator, data.input_shape[-1] // 8, flip=data.flip)
-            value = loss(images.contiguous(memory_format=torch.channels_last), labels.to(device))
+            value = loss(images.contiguous(memory_format=self.layout), labels.to(device))
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
             self.optimizer.step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.graph.channels import Channels, Weight, operator_name
 from gnnrl_gym.graph.trace import module_path
 from gnnrl_gym.pruning.network import PrunableNetwork
@@ -34,7 +34,7 @@ def _folds(network: PrunableNetwork, pairs: list[tuple[str, str]]) -> bool:
     """Whether the folded network computes the same, seen on noise: fresh statistics would hide a BatchNorm."""
     probe = Probe(network.model, network.example_input)
     try:
-        folded = fold(copy.deepcopy(probe.dense), pairs)
+        folded = fold(copy_of(probe.dense), pairs)
         expected, found = probe.outputs(probe.dense), probe.outputs(folded)
         return bool((found - expected).abs().max() <= ROUNDING * expected.abs().max())
     except Exception:  # whatever a forward raises when a layer is not what it expects

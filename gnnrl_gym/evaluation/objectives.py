@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.evaluation.linear_chain import LinearChain
 from gnnrl_gym.evaluation.training import Recipe, train
@@ -32,7 +32,7 @@ def weights_to_score(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {objective!r}: choose one of {', '.join(OBJECTIVES)}.")
-    return train(copy.deepcopy(model), data, recipe, seed, device) if objective == "pretrained" else model
+    return train(copy_of(model), data, recipe, seed, device) if objective == "pretrained" else model
 
 
 def proxy_of(objective: str | None, steps: int, recipe: Recipe, seed: int) -> tuple[int, Recipe, int] | None:
@@ -67,7 +67,7 @@ class ObjectiveEvaluator(PlanEvaluator):
 
     def _cut(self, plan: Ints | Kept) -> nn.Module:
         kept = np.asarray(plan, np.bool_) if plan.dtype == np.bool_ else self.network.kept(plan)
-        module = self.network.slimmer.slim(kept).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = self._fast(self.network.slimmer.slim(kept))
         if self._proxy:
             steps, recipe, seed = self._proxy
             with zeros_held(self.network, module, kept):

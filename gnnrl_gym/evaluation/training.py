@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gnnrl_gym.checks import check_choice, check_number, check_whole
 from gnnrl_gym.evaluation.determinism import deterministic
+from gnnrl_gym.evaluation.layout import put_on
 from gnnrl_gym.zoo.data import DataSplits, augment
 
 WARM_UP = 0.2  # share of the steps in which the learning rate rises
@@ -95,14 +96,15 @@ def train(
         `model`, in eval mode, after the last step. No split chooses one.
     """
     device = device or next(model.parameters()).device
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    layout = put_on(device, data, model)
+    model.train()
     per_epoch = data.train.shuffled_batches(recipe.batch)
     total = steps or recipe.epochs * per_epoch
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _triangle(step, total))
     losses = []
     with _own_randomness(seed, device), deterministic(device):
-        for step, batch in enumerate(itertools.islice(_batches(data, recipe, seed, device), total), 1):
+        for step, batch in enumerate(itertools.islice(_batches(data, recipe, seed, device, layout), total), 1):
             losses.append(_step(model, optimizer, *batch, recipe.bfloat16))
             schedule.step()
             if step % per_epoch == 0 and on_epoch:
@@ -130,20 +132,22 @@ def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _batches(data: DataSplits, recipe: Recipe, seed: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    data: DataSplits, recipe: Recipe, seed: int, device: torch.device, layout: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         for images, labels in data.train.batches(recipe.batch, generator):
             images = images.to(device)
             if recipe.shift is not None:
                 images = augment(images, generator, recipe.shift, flip=data.flip)
-            yield images, labels.to(device)
+            yield images.contiguous(memory_format=layout), labels.to(device)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, bfloat16: bool) -> Tensor:
     # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
-        outputs = main_output(model(images.contiguous(memory_format=torch.channels_last)))
+        outputs = main_output(model(images))
     loss = F.cross_entropy(outputs.float(), labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.errors import UnsupportedOperation
 
 
@@ -74,7 +74,7 @@ def check_copies(model: nn.Module, args: tuple[Any, ...]) -> None:
         UnsupportedOperation: the copy fails, or does not compute what the network does with weights of its own.
     """
     try:
-        twin = copy.deepcopy(model)
+        twin = copy_of(model)
     except Exception as error:  # whatever the module's attributes raise
         raise UnsupportedOperation(
             f"{type(model).__name__} can't be copied by copy.deepcopy, as a pruned network has to be: {error}. Remove "

@@ -3,7 +3,6 @@ graph, with the numbers edited, may stand for the module. A trace is of one batc
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.graph.groups import ChannelGroups
 from gnnrl_gym.graph.trace import shape_of
 
@@ -32,7 +32,7 @@ class Foreign:
         nor on another batch or image size that the module takes."""
         if any(node.op == "call_function" and node not in self.groups.values for node in (*self.sources, self.result)):
             return False  # nothing says which channels are whose
-        dense, trained = copy.deepcopy(self.module).eval(), copy.deepcopy(self.module).train()
+        dense, trained = copy_of(self.module).eval(), copy_of(self.module).train()
         given = self._noise(1, 1)
         expected = _result(dense, given)
         if expected is None or all(self._does(dense, given, expected, kept) for kept in _plans(self.groups)):

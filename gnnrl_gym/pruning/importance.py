@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints
 
 IMPORTANCES = ("l1", "l2", "bn-scale", "taylor", "random")
@@ -97,7 +97,7 @@ def _bn_scale(model: nn.Module, groups: ChannelGroups) -> Floats:
 def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
     """A unit goes when all its readers lose it: the sum of weight times gradient over them is the first-order change
     of the loss; its square is averaged over mini-batches."""
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model).eval()
     transposed = {
         m.weight for m in model.modules() if isinstance(m, nn.modules.conv._ConvTransposeNd) and m.groups == 1
     }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gnnrl_gym.copies import activations, copy_of
 from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.pruning.foreign import gpus_of
 from gnnrl_gym.pruning.slimming import Slimmer
@@ -186,13 +187,13 @@ def _scaled(value: Tensor, seed: int) -> Tensor:
 
 
 def _plain(model: nn.Module, seed: int) -> nn.Module:
-    return copy.deepcopy(model)
+    return copy_of(model)
 
 
 def _noisy(model: nn.Module, seed: int) -> nn.Module:
     """A copy of `model` with seeded noise for parameters and for the statistics of its norms."""
     generator = torch.Generator().manual_seed(seed)
-    memo: dict[int, Any] = {}  # deepcopy takes what is in it, so the weights are never copied
+    memo = activations(model)  # deepcopy takes what is in it, so the weights are never copied
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() or tensor.is_complex():
             memo[id(tensor)] = nn.Parameter(_weights(name, tensor, generator), tensor.requires_grad)

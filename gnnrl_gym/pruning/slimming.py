@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
+from gnnrl_gym.copies import activations, copy_of
 from gnnrl_gym.graph.channels import Channels, operator_name
 from gnnrl_gym.graph.groups import ChannelGroups, Ints
 from gnnrl_gym.graph.trace import Trace, module_path, shape_of
@@ -63,7 +63,7 @@ class Slimmer:
     def mask(self, kept: np.ndarray) -> nn.Module:
         """Full-size copy in which every parameter entry of a unit that is not `kept` (bool [U]) is zero, and so is
         every entry of a buffer that reads it as a weight: no reader gets anything from it."""
-        model = copy.deepcopy(self.model, activations(self.model))
+        model = copy_of(self.model)
         tensors, parameters = _named_tensors(model), dict(model.named_parameters())
         with torch.no_grad():
             for name, dims in self._dims.items():
@@ -121,13 +121,6 @@ class Slimmer:
         for path in {name.rpartition(".")[0] for name in self._dims}:
             weight = f"{path}.weight" if path else "weight"
             _resize(modules[path], self.channels.grouped.get(weight))
-
-
-def activations(model: nn.Module) -> dict[int, Any]:
-    """What modules keep of their last forward with gradients, or compute for the next, as deepcopy's memo: it refuses
-    tensors of a graph, so here they are copied without theirs."""
-    held = (value for module in model.modules() for value in tree_leaves(list(vars(module).values())))
-    return {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
 
 
 def _stays(owner: Ints, kept: np.ndarray) -> np.ndarray:

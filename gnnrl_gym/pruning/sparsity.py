@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from gnnrl_gym.copies import copy_of
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.graph.channels import Channels, Weight, operator_name, propagate
@@ -25,7 +25,6 @@ from gnnrl_gym.graph.trace import Trace, trace
 from gnnrl_gym.pruning.cost import Cost, macs_cost
 from gnnrl_gym.pruning.importance import Batch
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
-from gnnrl_gym.pruning.slimming import activations
 
 CHANNELS, UNSTRUCTURED = "channels", "unstructured"
 WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear")
@@ -107,7 +106,7 @@ class WeightMasker:
 
     def mask(self, kept: Kept) -> nn.Module:
         """Copy in which the entries of the units that are not `kept` (bool [U]) are zero."""
-        model = copy.deepcopy(self.model, activations(self.model))
+        model = copy_of(self.model)
         for parameter, gone in self._removed(model, kept):
             leaving = gone[:, None] & self.granularity.leaving(self.granularity.tiles(parameter.detach()))
             with torch.no_grad():
