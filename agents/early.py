@@ -154,7 +154,7 @@ def _result(
     env: MaskEnv, recorder: PlanRecorder, accuracies: tuple[float, float], recipe: Recipe, **keys: Any
 ) -> SearchResult:
     names = ("sparsity", "objective", "init_seed", "pretrain_epochs", "proxy_steps", "search_images")
-    settings = settings_record(env, *names, "recalibration_images")
+    settings = settings_record(env, *names, "recalibration_images", "precision")
     untrained, trained = accuracies
     return SearchResult(
         **common_keys(env, widths_of(np.asarray(recorder.best, np.bool_), env.network.widths)),

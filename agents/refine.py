@@ -47,7 +47,8 @@ def finetune_run(
     once, after the last epoch.
 
     Interrupted, it leaves the record as it was, and beside it the last whole epoch: the same call goes on from there
-    and ends as if it had never stopped. A loss that is no number any more leaves it, too.
+    and ends as if it had never stopped. A loss that is no number any more leaves it, too. It is computed in the
+    precision that the run was searched in.
 
     Args:
         model, data: needed where the search was given objects instead of names.
@@ -99,7 +100,8 @@ def _tune(
 ) -> None:  # fmt: skip
     """Train `slim`, the pruned network of `network`, in place."""
     place = next(slim.parameters()).device
-    teacher, dtype = _teacher(result, folder, network, how["distill"]), fitting_dtype("auto", network, place)
+    teacher = _teacher(result, folder, network, how["distill"])
+    dtype = fitting_dtype(result.settings.get("precision", "auto"), network, place)  # absent from old records
     # the epochs before are in the name: what an earlier fine-tuning may have left is no part of this one
     checkpoint = folder / f"{CHECKPOINT}{result.finetune_epochs or 0}.pt"
     named = {name: how[name] for name in ("epochs", "learning_rate", "seed", "schedule", "distill")}

@@ -161,10 +161,10 @@ class SearchResult:
             _check_given("data", data, DataSplits, "gnnrl_gym.zoo.load_data(...)")
             return data
         # absent from old records: the usual ones
-        mean, std = self.settings.get("mean"), self.settings.get("std")
+        how: dict[str, Any] = {name: self.settings.get(name) for name in ("mean", "std", "flip")}
         size = self.settings.get("input_shape", (IMAGE_SIZE,))[-1]
         try:
-            return load_data(self.data, self.settings.get("data_seed", 0), image_size=size, mean=mean, std=std)
+            return load_data(self.data, self.settings.get("data_seed", 0), image_size=size, **how)
         except (ValueError, FileNotFoundError) as error:
             if self.data in data_names():
                 raise
@@ -237,7 +237,8 @@ def environment_record(env: NetworkEnv) -> dict[str, Any]:
 
 def digest_of_data(data: DataSplits) -> str:
     """Of labels, size and normalisation of the images (`DIGESTS`)."""
-    known = {"labels": data.search.labels, "mean": data.mean, "std": data.std, "shape": data.input_shape}
+    labels = {"train": data.train.labels, "search": data.search.labels, "test": data.test.labels}
+    known: dict[str, Any] = labels | {"mean": data.mean, "std": data.std, "shape": data.input_shape}
     return digest_of({key: torch.as_tensor(value) for key, value in known.items()})
 
 
@@ -264,7 +265,7 @@ def settings_record(env: NetworkEnv, *names: str) -> dict[str, Any]:
     """The arguments `names` of an environment, of what shape its data are, and how they are split and normalised."""
     data = env.data
     shape = {"input_shape": list(data.input_shape), "num_classes": data.num_classes}
-    how = {"data_seed": int(data.seed), "mean": list(data.mean), "std": list(data.std)}
+    how = {"data_seed": int(data.seed), "mean": list(data.mean), "std": list(data.std), "flip": data.flip}
     return {name: env.arguments[name] for name in names} | shape | how
 
 

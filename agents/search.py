@@ -139,7 +139,7 @@ def _result(
     plan = recorder.best
     assert plan is not None
     names = ("landing", "max_steps", "floor", "round_to", "granularity", "search_images", "recalibration_images",
-             "objective", "pretrain_epochs", "proxy_steps")  # fmt: skip
+             "objective", "pretrain_epochs", "proxy_steps", "precision")  # fmt: skip
     return SearchResult(
         **common_keys(env, plan),
         budget=env.budget if len(env.budgets) == 1 else dict(env.budgets),

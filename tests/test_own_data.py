@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from strategies import deterministic
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from agents import search
@@ -28,6 +28,7 @@ from agents.results import SearchResult
 from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.envs.relational import RelationalEnv
+from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.zoo import DataSplits, Split, load_data, load_model
 from gnnrl_gym.zoo.split import MemoryImages
 
@@ -241,6 +242,7 @@ def test_values_of_a_file_are_used_and_those_of_the_caller_go_before(tmp_path: P
     ("mean", "std", "message"),
     [
         (0.5, None, "mean is given without std"),
+        (0, 255, "scale from 0 to 1, got std=255: divide both by 255"),
         ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), "scale from 0 to 1, got .*: divide both by 255"),
         (None, 0.5, "std is given without mean"),
         (0.5, 0.0, "std must hold finite numbers above 0"),
@@ -376,6 +378,55 @@ def test_files_that_were_replaced_under_their_names_are_noticed(
     for again in (lambda: evaluate_run("run", "cpu"), lambda: finetune_run("run", 1, device="cpu")):
         with pytest.raises(ValueError, match=r"other labels.* than 'own\.npz' has here"):
             again()
+
+
+@pytest.mark.parametrize("key", ["y_train", "y_test"])
+def test_other_labels_are_noticed_in_every_split(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the search split has images of its own, which stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    given = arrays()
+    given |= {"x_search": given["x_test"] // 2, "y_search": given["y_test"].copy()}
+    np.savez("own.npz", **given)
+    net = conv_net()
+    search(gym.make("GNNRL-Prune-v0", model=net, data="own.npz", **SMALL), "uniform", evaluations=1, out="run")
+    evaluate_run("run", "cpu", model=net)
+    np.savez("own.npz", **given | {key: given[key][::-1]})
+    with pytest.raises(ValueError, match="other labels"):
+        evaluate_run("run", "cpu", model=net)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_run_remembers_whether_images_may_be_mirrored(flip: bool, tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", **arrays(), flip=flip)
+    data, out = load_data(tmp_path / "own.npz"), tmp_path / "run"
+    assert data.flip is flip
+    other = load_data(tmp_path / "own.npz", flip=not flip)
+    assert other.flip is not flip
+    search(gym.make("GNNRL-Prune-v0", model=conv_net(), data=other, **SMALL), "uniform", evaluations=1, out=out)
+    assert SearchResult.load(out).splits().flip is not flip
+    np.savez(tmp_path / "own.npz", **arrays(), flip=3)
+    with pytest.raises(ValueError, match=r"own\.npz.*flip is True or False"):
+        load_data(tmp_path / "own.npz")
+
+
+def test_images_that_are_not_square_are_shifted_by_an_eighth_of_each_side() -> None:
+    seen = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(1, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.detach()[:, 0])
+            return self.head(x.mean((1, 2, 3))[:, None])
+
+    white = arrays(n=200, shape=(8, 64))
+    white["x_train"][:] = 255
+    finetune(Net(), DataSplits.of(**white, mean=0, std=1), 1)
+    lit = torch.cat([batch for batch in seen if len(batch) > 2])  # not the trial of the layout
+    rows, columns = lit.amax(2).sum(1), lit.amax(1).sum(1)
+    assert (rows.min(), rows.max()) == (7, 8) and columns.min() == 64 - 8 and columns.max() == 64
 
 
 # ---- weights beside a module --------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +16,7 @@ import torch
 from conftest import assert_close, images, random_plans, randomise
 from torch import Tensor, nn
 
+from agents import finetune_run, search
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator, logits
@@ -44,6 +47,36 @@ def test_a_layer_that_does_more_is_not_folded(layer: str) -> None:
     folded = fold(model, [("0", "1")])
     assert isinstance(folded[1], nn.BatchNorm2d)
     torch.testing.assert_close(folded(x), expected)
+
+
+class Filled(nn.Module):
+    """Fills a tensor of the input's kind, which autocast leaves as it is, with what a convolution gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.conv(self.first(x).relu())
+        filled = x.new_zeros(found.shape)
+        filled[:, [1, 0, 3, 2, 5, 4]] = found
+        return self.head(filled.mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:No channel rule")
+def test_a_network_that_bfloat16_breaks_is_scored_in_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("gnnrl_gym.evaluation.precision.SMALL", 0)
+    monkeypatch.setattr("gnnrl_gym.evaluation.precision._has_bfloat16", lambda device: True)
+    make = partial(gym.make, "GNNRL-Prune-v0", model=Filled(), search_images=20, device="cpu")
+    with pytest.warns(UserWarning, match="does not run in bfloat16 .*: it is scored in float32"):
+        env = make()
+    assert prune(env).evaluator.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"does not run in bfloat16 .*use precision='float32'"):
+        make(precision="bfloat16")
+    search(make(precision="float32"), "uniform", out=tmp_path / "run")
+    with warnings.catch_warnings():  # it is trained in the precision that it was searched in
+        warnings.filterwarnings("error", message="The network does not run")
+        finetune_run(tmp_path / "run", 1, model=Filled())
 
 
 def test_folded_network_is_the_same_function(env: Env) -> None:

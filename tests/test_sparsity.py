@@ -13,6 +13,8 @@ import torch
 from conftest import count_params, images, outputs, random_plans, randomise
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from gnnrl_gym import PrunableNetwork, UnsupportedOperation
 from gnnrl_gym.envs.prune import PruneEnv
@@ -293,6 +295,14 @@ def test_pickled_network_is_equal(granularity: str) -> None:
 def test_unknown_granularities_raise(text: str) -> None:
     with pytest.raises(ValueError, match="granularity"):
         SparseNetwork(nn.Linear(8, 8), images(1, 8), text)
+
+
+def test_weights_that_are_computed_are_named() -> None:
+    network = nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(12, 8)), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.warns(UserWarning, match=r"unstructured pruning leaves 1 dense.*remove_parametrizations"):
+        assert SparseNetwork(network, torch.randn(1, 3, 2, 2), "unstructured").group_names == ["3"]
+    remove_parametrizations(network[1], "weight")
+    assert SparseNetwork(network, torch.randn(1, 3, 2, 2), "unstructured").group_names == ["1", "3"]
 
 
 def test_layers_without_a_whole_unit_raise() -> None:

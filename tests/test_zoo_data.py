@@ -297,6 +297,14 @@ def test_augment_shifts_within_the_padding() -> None:
     assert torch.equal(out, augment(x, _generator(), padding=2, flip=False))
 
 
+def test_augment_shifts_by_what_is_said_of_each_side() -> None:
+    x = torch.zeros(300, 1, 7, 9)
+    x[:, :, 3, 4] = 1
+    out = augment(x, _generator(), padding=(1, 3), flip=False)
+    places = {(int(r), int(c)) for r, c in out[:, 0].nonzero()[:, 1:]}
+    assert places == {(r, c) for r in range(2, 5) for c in range(1, 8)}
+
+
 def test_augment_mirrors_about_half() -> None:
     x = torch.arange(4.0).expand(400, 1, 3, 4)
     out = augment(x, _generator(), padding=0)

@@ -77,7 +77,8 @@ class MaskEnv(NetworkEnv, EzPickle):
     * `pretrain_epochs`, `proxy_steps`: of these objectives; both train with the model's recipe
       (`gnnrl_gym.evaluation.training.RECIPES`).
     * `search_images`, `recalibration_images`: how many images score a mask, and re-estimate its statistics.
-    * `precision`: of the scoring: `float32`, `bfloat16`, or `auto`.
+    * `precision`: of the scoring: `float32`, `bfloat16`, or `auto`; chains of linear layers are always scored in
+      float32 on a CPU.
     * `device`: `auto`, `cpu`, `cuda`.
     * `render_mode`: `ansi` or `rgb_array`: the layers with what is kept.
 

@@ -50,8 +50,8 @@ def finetune(
         epochs: passes over the train split; 0 leaves the model as it is.
         learning_rate: the peak of the schedule.
         on_epoch: called with (epoch from 1, mean training loss) after each.
-        schedule: "cosine": from the peak to 0. "one-cycle": up to the peak in three tenths of the steps, then down to 0
-            (Smith and Topin 2017).
+        schedule: "cosine": from the peak to 0. "one-cycle": up to the peak in three tenths of the steps, then down to
+            0, and the momentum from 0.95 to 0.85 and back (Smith and Topin 2017).
         teacher: a network, the dense one say, whose outputs are learned besides the labels; it is put on the device, in
             eval mode. temperature, distill: see `distillation_loss`.
         dtype: bfloat16 computes in mixed precision (`gnnrl_gym.evaluation.precision`); the weights stay float32.
@@ -153,9 +153,9 @@ class _Training:
         """One pass over the train split: the mean loss."""
         self.model.train()
         total = torch.zeros((), dtype=torch.float64, device=device)  # read once, at the end
+        eighth = (data.input_shape[1] // 8, data.input_shape[2] // 8)  # as 4 pixels of CIFAR's 32
         for images, labels in data.train.batches(BATCH, self.generator):
-            # an eighth of the image, as 4 pixels of CIFAR's 32
-            images = augment(images.to(device), self.generator, data.input_shape[-1] // 8, flip=data.flip)
+            images = augment(images.to(device), self.generator, eighth, flip=data.flip)
             value = loss(images.contiguous(memory_format=self.layout), labels.to(device))
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()

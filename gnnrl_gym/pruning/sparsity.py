@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from gnnrl_gym.graph.channels import Channels, Weight, operator_name, propagate
 from gnnrl_gym.graph.features import GraphBuilder, importance_quantiles
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
 from gnnrl_gym.graph.hierarchy import find_hierarchy
-from gnnrl_gym.graph.trace import Trace, trace
+from gnnrl_gym.graph.trace import Trace, module_path, trace
 from gnnrl_gym.pruning.cost import Cost, macs_cost
 from gnnrl_gym.pruning.importance import Batch
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
@@ -197,6 +198,7 @@ class SparseNetwork(PrunableNetwork):
         self.channels = propagate(self.trace)
         parameters = dict(model.named_parameters())
         layers = _layers(self.trace, self.channels, parameters)
+        _warn_of_computed(self.trace, granularity)
         self._nodes = {name: nodes for name, nodes in layers.items() if form.units(tuple(parameters[name].shape))}
         if not self._nodes:
             raise UnsupportedOperation(
@@ -297,6 +299,26 @@ def _layers(trace: Trace, channels: Channels, parameters: dict[str, nn.Parameter
         if isinstance(weight, Weight) and weight.name in parameters:
             found.setdefault(weight.name, []).append(node)
     return found
+
+
+def _warn_of_computed(trace: Trace, granularity: str) -> None:
+    """A weight that is computed from parameters, as a parametrization does it, is none: its entries stay."""
+    fixed: set[fx.Node] = set()  # what depends on parameters and buffers alone
+    left: list[str] = []
+    for node in trace.graph.nodes:
+        sources = node.all_input_nodes
+        if node.name in trace.tensors or (sources and all(source in fixed for source in sources)):
+            fixed.add(node)
+        elif node.op == "call_function" and operator_name(node) in WEIGHTED:
+            weight = node.args[1]
+            if weight in fixed and weight.name not in trace.tensors:
+                left.append(module_path(node) or "the network's own forward")
+    if left:
+        warnings.warn(
+            f"{granularity} pruning leaves {', '.join(dict.fromkeys(left))} dense: the weights there are computed from "
+            "parameters. Where a parametrization does that, torch.nn.utils.parametrize.remove_parametrizations makes them plain.",
+            stacklevel=4,
+        )
 
 
 def _unpruned(groups: ChannelGroups, widths: Ints) -> ChannelGroups:

@@ -39,6 +39,7 @@ def load_data(
     image_size: int = IMAGE_SIZE,
     mean: Values | None = None,
     std: Values | None = None,
+    flip: bool | None = None,
 ) -> DataSplits:
     """Loads a data set by name, or from a file or folder of one's own.
 
@@ -49,9 +50,9 @@ def load_data(
         name_or_path: ``digits`` (scikit-learn's 1797 8x8 images, always there), ``cifar10``, ``cifar100``,
             ``mnist``, ``fashion-mnist``, ``svhn``; a ``.npz`` with uint8 ``x_train``, ``x_test``
             (``[N, H, W]`` or ``[N, H, W, C]``) and integer ``y_train``, ``y_test`` (from 0), and perhaps
-            ``x_search``, ``y_search``, ``mean`` and ``std``; or a folder with a folder per class in ``train/`` and
-            in ``test/``, and perhaps in ``val/``, which is the search split then (where there is no ``test/``,
-            ``val/`` is the test split).
+            ``x_search``, ``y_search``, ``mean``, ``std`` and ``flip``; or a folder with a folder per class in
+            ``train/`` and in ``test/``, and perhaps in ``val/``, which is the search split then (where there is no
+            ``test/``, ``val/`` is the test split).
         seed: of the draw that sets a tenth of the training images apart for the search split, where the data has no
             images for it. The three splits of ``digits`` are the same for all seeds, as its network ships trained on
             one of them.
@@ -60,6 +61,8 @@ def load_data(
         image_size: height and width that a folder's images are brought to.
         mean, std: of each channel, or one number for all, on the scale [0, 1]; they go before those of a ``.npz``.
             None: in colour ImageNet's, (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225); else the train split's own.
+        flip: whether training may mirror images left and right; goes before that of a ``.npz``. None: where that is
+            plausible, which in colour it is taken to be but for ``svhn``, and in grey not.
 
     Raises:
         ValueError: for an unknown name, or data, ``seed``, ``mean`` or ``std`` of another form than above.
@@ -72,15 +75,15 @@ def load_data(
     check_normalisation(mean, std)
     name, given = os.fspath(name_or_path), (mean, std)
     if name == "digits":
-        return _load_digits(given)
+        return _load_digits(given, bool(flip))
     if name in TORCHVISION:
-        place = default_root() if root is None else Path(root)
-        return assemble(name, read_torchvision(name, place, download), seed, name not in _UNFLIPPED, given)
+        place, usual = default_root() if root is None else Path(root), name not in _UNFLIPPED
+        return assemble(name, read_torchvision(name, place, download), seed, usual if flip is None else flip, given)
     path = Path(name)
     if path.is_dir():
-        return assemble(name, read_folder(path, image_size), seed, True, given)
+        return assemble(name, read_folder(path, image_size), seed, flip, given)
     if path.is_file() and path.suffix == ".npz":
-        return _load_npz(name, seed, given)
+        return _load_npz(name, seed, given, flip)
     raise _nothing_there(name, path)
 
 
@@ -92,10 +95,10 @@ def _no_data(given: object) -> str:
     )
 
 
-def _load_npz(name: str, seed: int, given: tuple[Any, Any]) -> DataSplits:
-    parts, own = read_npz(Path(name))
+def _load_npz(name: str, seed: int, given: tuple[Any, Any], flip: bool | None) -> DataSplits:
+    parts, own, own_flip = read_npz(Path(name))
     try:
-        return assemble(name, parts, seed, None, given if given[0] is not None else own)
+        return assemble(name, parts, seed, own_flip if flip is None else flip, given if given[0] is not None else own)
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from error
 
@@ -109,7 +112,7 @@ def _nothing_there(name: str, path: Path) -> Exception:
     return ValueError(f"no data set is named {name!r}, nor is there such a path; near it: {', '.join(near)}")
 
 
-def _load_digits(given: tuple[Any, Any]) -> DataSplits:
+def _load_digits(given: tuple[Any, Any], flip: bool) -> DataSplits:
     whole = read_digits()
     train, search, test = _stratified(whole.labels, _DIGITS_TRAIN, _DIGITS_SEARCH)
     split = Split(*whole, *normalisation_of(whole.images, train, given))
@@ -120,7 +123,7 @@ def _load_digits(given: tuple[Any, Any]) -> DataSplits:
         split.select(test),
         num_classes=10,
         input_shape=whole.images.shape,
-        flip=False,
+        flip=flip,
     )
 
 

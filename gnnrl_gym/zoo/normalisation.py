@@ -16,18 +16,18 @@ def check_normalisation(mean: Any, std: Any) -> None:
     """What can be said of them before images are read. Both may be None.
 
     Raises:
-        ValueError: only one of the two is given, or they hold no finite numbers, or a ``std`` that is not above 0, or a
-            ``mean`` above 1.
+        ValueError: only one of the two is given, or they hold no finite numbers, numbers above 1, or a ``std`` that
+            is not above 0.
     """
     if (mean is None) != (std is None):
         given, absent = ("mean", "std") if std is None else ("std", "mean")
         raise ValueError(f"{given} is given without {absent}: give both, or neither for the usual ones")
     if mean is not None:
-        if max(_numbers("mean", mean)) > 1:
-            raise ValueError(
-                f"mean and std are of pixels on the scale from 0 to 1, got mean={mean!r}: divide both by 255"
-            )
-        _numbers("std", std)
+        for name, values in (("mean", mean), ("std", std)):
+            if max(_numbers(name, values)) > 1:
+                raise ValueError(
+                    f"mean and std are of pixels on the scale from 0 to 1, got {name}={values!r}: divide both by 255"
+                )
 
 
 def by_channel(mean: Any, std: Any, channels: int) -> Normalisation:

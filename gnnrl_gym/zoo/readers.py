@@ -45,9 +45,9 @@ def read_digits() -> Labelled:
     )
 
 
-def read_npz(path: Path) -> tuple[Parts, tuple[Any, Any]]:
+def read_npz(path: Path) -> tuple[Parts, tuple[Any, Any], bool | None]:
     """Reads ``x_train, y_train, x_test, y_test`` from a .npz file, ``x_search, y_search`` where it has them, and
-    ``mean, std``, each None where it has none.
+    ``mean, std`` and ``flip``, each None where it has none.
 
     Raises:
         ValueError: if the file is broken, lacks one of the first four, or one is not of the form that it must have.
@@ -62,7 +62,7 @@ def read_npz(path: Path) -> tuple[Parts, tuple[Any, Any]]:
     try:
         mean, std = (arrays.get(key) for key in _NORMALISATION)
         check_normalisation(mean, std)
-        return labelled(arrays), (mean, std)
+        return labelled(arrays), (mean, std), _flip(arrays.get("flip"))
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
 
@@ -73,7 +73,13 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError("it holds a single array")
     with file:
         _warn_of_unread(path, [key for key in file if key.startswith(("x_", "y_")) and key not in KEYS + SEARCH_KEYS])
-        return {key: file[key] for key in (*KEYS, *SEARCH_KEYS, *_NORMALISATION) if key in file}
+        return {key: file[key] for key in (*KEYS, *SEARCH_KEYS, *_NORMALISATION, "flip") if key in file}
+
+
+def _flip(given: Any) -> bool | None:
+    if given is not None and (given.size != 1 or given.dtype != np.bool_):
+        raise ValueError(f"flip is True or False, got {given!r}")
+    return None if given is None else bool(given)
 
 
 def _warn_of_unread(path: Path, names: list[str]) -> None:

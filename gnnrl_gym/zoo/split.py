@@ -115,7 +115,10 @@ class FileImages:
             with Image.open(path) as file:
                 mode, image = file.mode, file.convert("RGB")
         except Exception as error:  # a decoder may raise anything on broken bytes, and on too many pixels
-            raise ValueError(f"{str(path)!r} is not an image that can be read ({error})") from error
+            raise ValueError(
+                f"{str(path)!r} is not an image that can be read ({error}): put a readable one in its place. Without "
+                "it other images would be set apart for the search."
+            ) from error
         _check_depth(path, mode)
         scale = self.size * 8 / 7 / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
@@ -234,28 +237,32 @@ def _kind(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if shaped else f"a {type(value).__name__}"
 
 
-def augment(x: Tensor, generator: torch.Generator, padding: int = 4, *, flip: bool = True) -> Tensor:
+def augment(
+    x: Tensor, generator: torch.Generator, padding: int | tuple[int, int] = 4, *, flip: bool = True
+) -> Tensor:
     """Shifts each image at random, and mirrors every other one: the augmentation of He et al. 2016.
 
     Args:
         x: normalised images ``[n, C, H, W]``.
         generator: source of the randomness, on any device.
-        padding: largest shift in pixels, each way; what comes in from outside is zero, the mean colour.
+        padding: largest shift in pixels, each way, or that in height and that in width; what comes in from outside is
+            zero, the mean colour.
         flip: whether to mirror left and right; not for digits.
 
     Returns:
         A new tensor of the same shape.
     """
     n, channels, height, width = x.shape
+    high, wide = padding if isinstance(padding, tuple) else (padding, padding)
 
-    def draw(high: int) -> Tensor:
-        return torch.randint(high, (n, 1), generator=generator, device=generator.device).to(x.device)
+    def draw(count: int) -> Tensor:
+        return torch.randint(count, (n, 1), generator=generator, device=generator.device).to(x.device)
 
-    rows = torch.arange(height, device=x.device) + draw(2 * padding + 1)
-    columns = torch.arange(width, device=x.device) + draw(2 * padding + 1)
+    rows = torch.arange(height, device=x.device) + draw(2 * high + 1)
+    columns = torch.arange(width, device=x.device) + draw(2 * wide + 1)
     if flip:
         columns = torch.where(draw(2).bool(), columns.flip(1), columns)
     image = torch.arange(n, device=x.device).view(n, 1, 1, 1)
     channel = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
-    padded = F.pad(x, (padding, padding, padding, padding))
+    padded = F.pad(x, (wide, wide, high, high))
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
