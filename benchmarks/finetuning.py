@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from agents.refine import finetune_run
-from agents.results import RESULT, SearchResult
+from agents.results import RESULT, SearchResult, machine, versions, write_atomic
 from agents.run_folder import finished
 from benchmarks.published_count import published_ratio
 from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
-from benchmarks.search_comparison import WITHOUT_CHANCE
-from benchmarks.searches import side_by_side
+from benchmarks.search_comparison import WITHOUT_CHANCE, check_kept
+from benchmarks.searches import measured_on, side_by_side
 from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.files import read_json
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", "random", "sensitivity", "ppo", "ppo-params")
 LEARNING_RATE = 0.05
 TRAIN_IMAGES = 10_000  # how many training images say how well they are fitted
 SHARES = ("macs_ratio", "published_ratio", "params_ratio")
+WHERE = "finetuned_on.json"  # of a run folder; what its result says is of the search
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -32,16 +36,19 @@ def run(options: Options) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: one of the searches is not there.
+        ValueError: one of the runs is of other weights or data; said before any work.
     """
     base = options.runs / f"{_plans(options)}-{options.evaluations}"
     tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{_how(options)}")
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(options, method, seed) for seed in seeds for method in options.methods_of(METHODS)]
     work = [(_source(base, *job), tuned / f"{job[1]}-{job[2]}", *job) for job in jobs]
+    check_kept(options, [*(job[0] for job in work), *_folders(base, options)])
     side_by_side(_finetune, work, options.workers, "network")
+    rows = {folder: row for folder in _folders(base, options) if (row := _row(folder))}
     about = {"model": options.model or DIGITS, "budget": options.budget, "learning_rate": LEARNING_RATE}
     about |= {"distill": options.distill, "images": options.images}
-    return about | {"rows": [row for folder in _folders(base, options) if (row := _row(folder))]}
+    return measured_on([_where(folder) for folder in rows]) | about | {"rows": list(rows.values())}
 
 
 def _folders(base: Path, options: Options) -> list[Path]:
@@ -76,6 +83,14 @@ def _finetune(source: Path, folder: Path, options: Options, method: str, seed: i
     if SearchResult.load(folder).finetuned_accuracy is None:
         settings: dict[str, Any] = {"distill": options.distill, "images": options.images}
         finetune_run(folder, options.epochs, LEARNING_RATE, "cpu", seed, **settings)
+        where = json.dumps({"machine": machine(), "versions": versions()})
+        write_atomic(folder / WHERE, lambda file: file.write(where.encode()))
+
+
+def _where(folder: Path) -> Any:
+    """Machine and versions of a fine-tuning, which an older version did not keep."""
+    unknown = {"machine": "unknown", "versions": dict.fromkeys(versions(), "unknown")}
+    return SimpleNamespace(**(read_json(folder / WHERE) if (folder / WHERE).is_file() else unknown))
 
 
 def _row(folder: Path) -> dict[str, Any] | None:

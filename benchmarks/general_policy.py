@@ -11,6 +11,7 @@ import torch
 
 from agents.ppo import make_ppo, play_mean
 from agents.recorder import PlanRecorder
+from agents.results import digest_of_data
 from agents.sb3 import PruneVecEnv
 from agents.transfer import read_policy, start_from, train_to_file
 from benchmarks.registry import Benchmark, Options, markdown_table
@@ -34,18 +35,26 @@ def run(options: Options) -> dict[str, Any]:
         raise ValueError("general-policy needs --data (CIFAR-10) and --weights (the folder of the ResNets' weights).")
     torch.set_num_threads(1)
     data, path = load_data(options.data), options.runs / "general-policy" / f"general-{options.seed}.pt"
-    if not path.is_file():
+    facts = {"networks": ["digits-resnet", *NETWORKS], "evaluations": options.evaluations}
+    about = facts | {"data_digest": digest_of_data(data), "epochs": EPOCHS, "images": IMAGES}
+    if path.is_file():
+        _check_kept(path, about)
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"networks": ["digits-resnet", *NETWORKS], "evaluations": options.evaluations}
-        train_to_file(_training(options, data), path, options.evaluations, options.seed, facts)
-    about = read_policy(path)[1]
-    if about["evaluations"] != options.evaluations:
-        raise ValueError(
-            f"{str(path)!r} was trained with --evaluations {about['evaluations']}, not {options.evaluations}: "
-            "choose another --runs."
-        )
+        train_to_file(_training(options, data), path, options.evaluations, options.seed, about)
     rows = [_row(name, budget, options, data, path) for name in UNSEEN for budget in BUDGETS]
-    return {"evaluations": about["evaluations"], "networks": about["networks"], "rows": rows}
+    return facts | {"rows": rows}
+
+
+def _check_kept(path: Path, about: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the policy was trained with something else than `about` says. Files of older versions say less.
+    """
+    found = read_policy(path)[1]
+    for key, value in about.items():
+        if found.get(key, value) != value:
+            raise ValueError(f"{str(path)!r} was trained with {key}={found[key]}, not {value}: choose another --runs.")
 
 
 def _training(options: Options, data: DataSplits) -> gym.Env[Any, Any]:

@@ -17,8 +17,8 @@ from agents.ppo import POLICY
 from agents.recorder import LOG
 from agents.results import SearchResult
 from agents.sb3 import make_sb3_env
-from benchmarks.registry import Benchmark, Options, markdown_table, of_evaluations, spread
-from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE, environment_of, searcher_of
+from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
+from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE, check_kept, environment_of, searcher_of
 from benchmarks.searches import measured_on, searched
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
@@ -35,6 +35,7 @@ def run(options: Options) -> dict[str, Any]:
     model = options.model or DIGITS
     base = options.runs / f"off-policy-{model}-{options.budget:g}-{options.evaluations}"
     jobs = [(method, seed) for method in options.methods_of(METHODS) for seed in _seeds(method, options)]
+    check_kept(options, [base / f"{method}-{seed}" for method, seed in jobs])
     rows = [_row(options, method, seed, base) for method, seed in tqdm(jobs, unit="search", disable=None)]
     where = measured_on([SearchResult.load(base / f"{method}-{seed}") for method, seed in jobs])
     return where | {"model": model, "budget": options.budget, "evaluations": options.evaluations, "rows": rows}
@@ -91,5 +92,5 @@ BENCHMARK = Benchmark(
     "DDPG, TD3 and SAC beside PPO and the controls, on the default environment",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}{of_evaluations(options)}",
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}{of_evaluations(options)}{of_data(options)}",
 )

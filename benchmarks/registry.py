@@ -55,6 +55,8 @@ class Options:
         check_whole(1, **{name: getattr(self, name) for name in names})
         check_seed(seed=self.seed)
         check_choice("images", self.images, ("train", "all"))
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill is a weight in [0, 1], got {self.distill!r}.")
 
     def methods_of(self, known: tuple[str, ...]) -> tuple[str, ...]:
         """The searchers to run, of those that a benchmark knows.

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import nn
 
-from agents.results import DIGESTS, environment_record, write_atomic
-from benchmarks.registry import Benchmark, Options, markdown_table
-from benchmarks.searches import side_by_side
+from agents.results import write_atomic
+from benchmarks.registry import Benchmark, Options, markdown_table, of_data
+from benchmarks.searches import digests_of, side_by_side
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy, logits
 from gnnrl_gym.evaluation.finetuning import finetune
@@ -90,8 +90,7 @@ def _row(path: Path, env: PruneEnv, plan: np.ndarray, seed: int) -> dict[str, An
     Raises:
         ValueError: the file is of another plan, other settings, weights or data.
     """
-    given = environment_record(env)
-    about = {"settings": _settings(), "widths": plan.tolist(), **{key: given[key] for key in DIGESTS}}
+    about = {"settings": _settings(), "widths": plan.tolist(), **digests_of(env)}
     if path.is_file():
         row: dict[str, Any] = json.loads(path.read_text())
         if any(row.get(key, value) != value for key, value in about.items()):  # old files have no digests
@@ -217,5 +216,5 @@ BENCHMARK = Benchmark(
     "which reward before fine-tuning ranks plans as their accuracy after it does",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}",
+    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}{of_data(options)}",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from agents.results import RESULT, SearchResult, write_atomic
 from agents.run_folder import finished
 from agents.search import ASKED
 from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
-from benchmarks.searches import asked_of, check_same, measured_on, searched, side_by_side
+from benchmarks.searches import asked_of, check_digests, check_same, digests_of, measured_on, searched, side_by_side
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
+from gnnrl_gym.files import read_json
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-steps", "ppo-fresh", "ppo")
@@ -46,7 +48,8 @@ def run(options: Options) -> dict[str, Any]:
     base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
     methods = options.methods_of(METHODS + OTHER_BUDGET)
     jobs = [(options, method, seed, base) for method in methods for seed in _seeds(method, options)]
-    _check_kept(options, base)
+    # those of other methods than are run now are in the record too
+    check_kept(options, [folder for method in METHODS + OTHER_BUDGET for folder in base.glob(f"{method}-[0-9]*")])
     side_by_side(_search, jobs, options.workers, "search")
     folders = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
     folders = [folder for folder in folders if finished(folder)]
@@ -65,12 +68,22 @@ def _seeds(method: str, options: Options) -> range:
     return range(options.seed, options.seed + (1 if method in WITHOUT_CHANCE else options.seeds))
 
 
-def _check_kept(options: Options, base: Path) -> None:
-    """Before any work; those of other methods than are run now are in the record too."""
-    for method in METHODS + OTHER_BUDGET:
-        for path in sorted(base.glob(f"{method}-[0-9]*/{ASKED}")):
-            seed = int(path.parent.name.rpartition("-")[2])
-            check_same(path.parent, asked_of(*_asked(options, method, seed)))
+def check_kept(options: Options, folders: Sequence[Path]) -> None:
+    """Whether run folders METHOD-SEED are of the searches that are asked for; said before any work.
+
+    Raises:
+        ValueError: one was run with something else, or with other weights or data of the same names.
+    """
+    kept = {folder: folder.name.rpartition("-")[0] for folder in sorted(folders) if (folder / ASKED).is_file()}
+    for folder, method in kept.items():
+        check_same(folder, asked_of(*_asked(options, method, _seed_of(folder, method))))
+    if kept:  # all have the weights and data of the first
+        check_digests(list(kept), environment_of(options, next(iter(kept.values()))))
+
+
+def _seed_of(folder: Path, method: str) -> int:
+    """Fine-tuned with another seed, a plan without chance is still that of its one search."""
+    return int(read_json(folder / ASKED)["seed"] if method in WITHOUT_CHANCE else folder.name.rpartition("-")[2])
 
 
 def _asked(options: Options, method: str, seed: int) -> tuple[str, int, int, dict[str, Any], dict[str, Any]]:
@@ -104,6 +117,7 @@ def _control(env: gym.Env[Any, Any], folder: Path, asked: dict[str, Any]) -> Non
         row = control(env.unwrapped)  # type: ignore[arg-type]
     except ImportError:
         return
+    asked = asked | {"environment": asked["environment"] | digests_of(env)}
     for name, content in ((ASKED, asked), (RESULT, row)):
         write_atomic(folder / name, lambda file, content=content: file.write(json.dumps(content).encode()))  # type: ignore[misc]
 

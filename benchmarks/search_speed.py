@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from agents.ppo import make_ppo
 from agents.sb3 import make_sb3_env
-from benchmarks.registry import Benchmark, Options, markdown_table, seconds_of
+from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_model, seconds_of
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import CPU_BATCH
 from gnnrl_gym.evaluation.folding import fold
 from gnnrl_gym.zoo import load_data, load_model
 
+NETWORK = "resnet20"  # the usual one
 PLANS, SCORED = 5, 400
 UPDATE_STATES, UPDATE_EPOCHS = 100, 10
 
@@ -25,7 +26,7 @@ def run(options: Options) -> dict[str, Any]:
     """`--data` is CIFAR-10, `--model` and `--weights` a network for it; the update is that on ResNet-56's graph."""
     if not options.data:
         raise ValueError("search-speed needs --model, --weights and --data.")
-    given: dict[str, Any] = {"model": options.model or "resnet20", "weights": options.weights, "data": options.data}
+    given: dict[str, Any] = {"model": options.model or NETWORK, "weights": options.weights, "data": options.data}
     rows = [_against_the_limit(precision, given, options.seed) for precision in ("float32", "bfloat16")]
     return {
         "model": given["model"],
@@ -131,4 +132,11 @@ def table(record: dict[str, Any]) -> str:
     return markdown_table(["what", "time", ""], rows)
 
 
-BENCHMARK = Benchmark("search-speed", "scoring against the convolutions alone, and the PPO update", run, table)
+def _variant(options: Options) -> str:
+    """The usual network's record has no name of a network."""
+    return f"{'' if options.model == NETWORK else of_model(options)}{of_data(options)}".removeprefix("-")
+
+
+BENCHMARK = Benchmark(
+    "search-speed", "scoring against the convolutions alone, and the PPO update", run, table, variant=_variant
+)

@@ -15,8 +15,8 @@ import gymnasium as gym
 import torch
 from tqdm import tqdm
 
-from agents.results import SearchResult
-from agents.run_folder import finished
+from agents.results import DIGESTS, SearchResult, environment_record
+from agents.run_folder import finished, is_of_run
 from agents.search import ASKED, search
 from gnnrl_gym.files import read_json
 
@@ -102,3 +102,25 @@ def check_same(folder: Path, asked: dict[str, Any], name: str = ASKED) -> None:
             raise ValueError(
                 f"{str(folder)!r} was run with {key}={found.get(key)!r}, not {asked.get(key)!r}: choose another --runs."
             )
+
+
+def check_digests(folders: Sequence[Path], environment: dict[str, Any]) -> None:
+    """Whether run folders are of the weights and data that are there now under the names of `environment`: a file may
+    have become another. What a folder of an older version does not say passes.
+
+    Raises:
+        ValueError: one is of others.
+    """
+    for key, digest in digests_of(gym.make("GNNRL-Prune-v0", **environment)).items():
+        for folder in folders:
+            if not is_of_run(folder, key, digest):
+                raise ValueError(
+                    f"{str(folder)!r} was run with other {DIGESTS[key]} than are there now under the same name: put "
+                    "them back, or choose another --runs."
+                )
+
+
+def digests_of(env: gym.Env[Any, Any]) -> dict[str, str]:
+    """Of weights and data, which their names don't say (`DIGESTS`)."""
+    record = environment_record(env.unwrapped)  # type: ignore[arg-type]
+    return {key: record[key] for key in DIGESTS}

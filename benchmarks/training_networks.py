@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from agents.results import write_atomic
+from agents.results import digest_of_data, write_atomic
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.zoo import DataSplits
 from gnnrl_gym.zoo.resnet import CifarResNet
@@ -73,9 +73,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def trained(name: str, data: DataSplits, folder: Path, epochs: int, images: int, seed: int = 0) -> nn.Module:
-    """A network of `NETWORKS`, trained on some of the train split, and kept in `folder`."""
+    """A network of `NETWORKS`, trained on some of the train split, and kept in `folder` under what decides it."""
     torch.manual_seed(seed)
-    model, path = NETWORKS[name](), folder / f"{name}.pt"
+    model, path = NETWORKS[name](), folder / f"{name}-{epochs}-{images}-{seed}-{digest_of_data(data)}.pt"
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval()

@@ -11,16 +11,30 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 from agents.recorder import LOG, PlanRecorder
-from agents.results import ASKED_OF, RESULT, SearchResult
-from benchmarks import bogp_mnist, early_pruning, finetuning, off_policy, reward_report, search_comparison, searches
+from agents.results import ASKED_OF, DIGESTS, RESULT, SearchResult
+from benchmarks import (
+    bogp_mnist,
+    early_pruning,
+    finetuning,
+    general_policy,
+    off_policy,
+    reward_report,
+    search_comparison,
+    search_speed,
+    searches,
+    training_networks,
+)
 from benchmarks import torchvision_coverage as coverage
 from benchmarks.cli import bench
 from benchmarks.registry import RESULTS, Benchmark, Options, spread
 from benchmarks.searches import searched
 from benchmarks.tables import draw
+from gnnrl_gym.graph.features import EDGE_FEATURES, NODE_FEATURES
+from gnnrl_gym.zoo import DataSplits, load_data
 
 FEW: dict[str, Any] = {"search_images": 50, "recalibration_images": 16, "device": "cpu"}
 
@@ -86,6 +100,25 @@ def test_a_comparison_takes_no_row_of_other_weights(kept: str, tmp_path: Path, m
     with pytest.raises(ValueError, match=rf"{kept}-0.*other\.pt.*--runs"):
         search_comparison.run(Options(evaluations=2, methods=("uniform",), weights="other.pt", runs=tmp_path))
     assert [path.name for path in (tmp_path / "digits-resnet-0.5-2").iterdir()] == [f"{kept}-0"]
+
+
+@pytest.mark.parametrize(("benchmark", "kept"), [(search_comparison, "torch-pruning"), (off_policy, "uniform")])
+def test_a_table_takes_no_row_of_weights_or_data_that_have_changed(
+    benchmark: Any, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {kept: FEW})
+    monkeypatch.setattr(search_comparison, "control", lambda env: {"method": "torch-pruning", "macs_ratio": 0.5})
+    begins = "off-policy-" if benchmark is off_policy else ""
+    folder, options = tmp_path / f"{begins}digits-resnet-0.5-2" / f"{kept}-0", Options(evaluations=2, runs=tmp_path)
+    search_comparison._search(options, kept, 0, folder.parent)
+    asked = json.loads((folder / ASKED_OF["search"]).read_text())
+    assert all(asked["environment"].pop(digest) for digest in DIGESTS)
+    (folder / ASKED_OF["search"]).write_text(json.dumps(asked))
+    search_comparison.check_kept(options, [folder])  # older folders have none
+    asked["environment"] |= dict.fromkeys(DIGESTS, "another's")
+    (folder / ASKED_OF["search"]).write_text(json.dumps(asked))
+    with pytest.raises(ValueError, match=rf"{kept}-0.*other .* under the same name.*--runs"):
+        benchmark.run(Options(evaluations=2, methods=("uniform",), runs=tmp_path))
 
 
 def test_a_comparison_has_no_row_of_another_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +209,11 @@ def test_search_comparison_shows_what_is_finished(tmp_path: Path, monkeypatch: p
 def test_a_record_names_the_machine_and_versions_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"random": FEW})
     options = Options(evaluations=2, seeds=2, methods=("random",), runs=tmp_path / "runs")
-    for seed, torch in ((0, "2.0"), (1, "2.1")):
+    for seed, version in ((0, "2.0"), (1, "2.1")):
         folder = tmp_path / "runs" / "digits-resnet-0.5-2" / f"random-{seed}"
         search_comparison._search(options, "random", seed, folder.parent)
         record = json.loads((folder / RESULT).read_text())
-        (folder / RESULT).write_text(json.dumps(record | {"versions": {"torch": torch}, "machine": "another"}))
+        (folder / RESULT).write_text(json.dumps(record | {"versions": {"torch": version}, "machine": "another"}))
     monkeypatch.setattr(search_comparison, "side_by_side", lambda *arguments: None)
     written = json.loads(search_comparison.BENCHMARK.measure(options, tmp_path).read_text())
     assert (written["machine"], written["versions"]) == ("another", {"torch": "2.0 and 2.1"})
@@ -225,7 +258,14 @@ def test_plans_over_the_budget_are_no_best_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seeds": 0}, "seeds"), ({"workers": 0}, "workers"), ({"seed": -1}, "seed"), ({"images": "some"}, "images")],
+    [
+        ({"seeds": 0}, "seeds"),
+        ({"workers": 0}, "workers"),
+        ({"seed": -1}, "seed"),
+        ({"images": "some"}, "images"),
+        ({"distill": 2.0}, "distill"),
+        ({"distill": -0.1}, "distill"),
+    ],
 )
 def test_options_out_of_range_are_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -306,9 +346,16 @@ def test_a_mean_says_how_many_it_is_of() -> None:
     assert "| 60.0 ± 14.1 (2 of 3) |" in search_comparison.table({"evaluations": 50, "rows": rows})
 
 
-def test_a_record_on_other_data_replaces_none() -> None:
-    named = [search_comparison.BENCHMARK.variant(Options(data=data)) for data in (None, "x/cifar10.npz", "x/mine.npz")]
+@pytest.mark.parametrize("benchmark", [search_comparison, off_policy, reward_report])
+def test_a_record_on_other_data_replaces_none(benchmark: Any) -> None:
+    named = [benchmark.BENCHMARK.variant(Options(data=data)) for data in (None, "x/cifar10.npz", "x/mine.npz")]
     assert named == ["digits-resnet-0.5", "digits-resnet-0.5", "digits-resnet-0.5-mine"]
+
+
+def test_a_record_of_the_speed_of_another_network_or_data_replaces_none() -> None:
+    asked = [("resnet20", "x/cifar10.npz"), ("resnet56", "x/cifar10.npz"), (None, "mine.npz"), ("resnet56", "mine.npz")]
+    named = [search_speed.BENCHMARK.variant(Options(model=model, data=data)) for model, data in asked]
+    assert named == ["", "resnet56", "mine", "resnet56-mine"]
 
 
 def test_finetuning_of_several_lengths_stands_side_by_side(tmp_path: Path) -> None:
@@ -346,4 +393,85 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pyte
     assert asked == [(tuned / "random-0", {"distill": 0.5, "images": "all"})]
     assert sorted(p.name for p in tuned.iterdir()) == ["random-0"]
     copied, original = ({path.name for path in (place / "random-0").iterdir()} for place in (tuned, base))
-    assert copied == original - {"tensorboard"}
+    assert copied == original - {"tensorboard"} | {finetuning.WHERE}
+
+
+@pytest.mark.parametrize("change", [{"weights": "other.pt"}, {"data": "other.npz"}])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_no_plan_of_other_weights_or_data_is_fine_tuned(
+    tuned: bool, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"uniform": FEW})
+    monkeypatch.setattr(finetuning, "side_by_side", lambda *work: pytest.fail("it was fine-tuned"))
+    base = tmp_path / "digits-resnet-0.5-2"
+    search_comparison._search(Options(evaluations=2), "uniform", 0, base)
+    if tuned:  # before the search was made again with others
+        (tmp_path / "digits-resnet-0.5-2-finetuned-1-0").mkdir()
+        base.joinpath("uniform-0").rename(tmp_path / "digits-resnet-0.5-2-finetuned-1-0" / "uniform-0")
+        (base / "uniform-0").mkdir()
+        (base / "uniform-0" / RESULT).write_text("{}")
+    with pytest.raises(ValueError, match=r"uniform-0.*other\..*--runs"):
+        finetuning.run(Options(evaluations=2, seeds=1, methods=("uniform",), runs=tmp_path, **change))
+
+
+def test_a_record_of_finetuning_names_the_machines_of_its_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tuned(folder: Path, *_: Any, **settings: Any) -> None:
+        result = SearchResult.load(folder)
+        result.finetuned_accuracy = 0.5
+        result.save(folder)
+
+    def record_on(machine: str, seeds: int) -> dict[str, Any]:
+        monkeypatch.setattr(finetuning, "machine", lambda: machine)
+        return finetuning.run(Options(evaluations=2, seeds=seeds, methods=("uniform",), runs=tmp_path))
+
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"uniform": FEW})
+    monkeypatch.setattr(finetuning, "side_by_side", lambda work, jobs, *_: [work(*job) for job in jobs])
+    monkeypatch.setattr(finetuning, "finetune_run", tuned)
+    monkeypatch.setattr(finetuning, "_row", lambda folder: {"seed": folder.name})
+    search_comparison._search(Options(evaluations=2), "uniform", 0, tmp_path / "digits-resnet-0.5-2")
+    assert record_on("one", seeds=1)["machine"] == "one"
+    record = record_on("another", seeds=2)
+    assert record["machine"] == "another and one" and len(record["rows"]) == 2
+    old = next(tmp_path.glob(f"*/uniform-0/{finetuning.WHERE}"))
+    old.unlink()
+    assert finetuning._where(old.parent).machine == finetuning._where(old.parent).versions["torch"] == "unknown"
+
+
+def test_a_training_network_of_something_else_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits, trainings = load_data("digits"), list[Any]()
+
+    def finetune(model: Any, *_: Any, **settings: Any) -> None:
+        trainings.append(settings)
+        torch.nn.init.constant_(model.linear.bias, len(trainings))
+
+    def bias(data: DataSplits = digits, epochs: int = 1, images: int = 10, seed: int = 0) -> float:
+        model: Any = training_networks.trained("resnet8", data, tmp_path, epochs, images, seed)
+        return model.linear.bias[0].item()
+
+    other = DataSplits(**{**vars(digits), "search": digits.test})
+    monkeypatch.setattr(training_networks, "finetune", finetune)
+    for _ in range(2):
+        assert [bias(), bias(other), bias(epochs=2), bias(images=9), bias(seed=1)] == [1, 2, 3, 4, 5]
+
+
+def test_a_policy_of_something_else_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(path: Path, about: dict[str, Any]) -> None:
+        facts = {"features": [*NODE_FEATURES, *EDGE_FEATURES], **about}
+        torch.save({"state": {}, "about": json.dumps(facts)}, path)
+
+    def train(env: Any, path: Path, evaluations: int, seed: int, about: dict[str, Any]) -> None:
+        write(path, about)
+
+    path, options = tmp_path / "general-policy" / "general-0.pt", Options(data="digits", weights=".", runs=tmp_path)
+    for name, value in {"_training": lambda *_: None, "_row": lambda *_: {}, "train_to_file": train}.items():
+        monkeypatch.setattr(general_policy, name, value)
+    first = general_policy.run(options)
+    assert general_policy.run(options) == first
+    for changed, value in (("IMAGES", 5), ("EPOCHS", 5), ("NETWORKS", {}), ("digest_of_data", lambda data: "other's")):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"general-0\.pt.*--runs"):
+            patch.setattr(general_policy, changed, value)
+            general_policy.run(options)
+    write(path, {"evaluations": options.evaluations})  # older files say no more
+    assert general_policy.run(options) == first
