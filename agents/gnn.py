@@ -146,8 +146,8 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
     Raises:
         TypeError: the space is not that of `PadGraph`.
-        ValueError: `levels` is below 1, or more than there are node features. From `forward`: masks that something
-            between `PadGraph` and the policy has changed, or a decision without a node.
+        ValueError: `levels` is below 1, or more than there are node features. From `forward`: masks or links that
+            something between `PadGraph` and the policy has changed, or a decision without a node.
     """
 
     def __init__(
@@ -169,7 +169,6 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Features [B, (max_decisions + 1) * H]: the decision nodes (padding 0), then the whole graph."""
-        _check_masks(observations)
         size = len(observations["nodes"])
         # Plans that are compared with each other mostly come from one state: it is read once.
         if size > 1 and all(torch.equal(part, part[:1].expand_as(part)) for part in observations.values()):
@@ -177,6 +176,7 @@ class MultiStageGNN(BaseFeaturesExtractor):
         return self._features(observations)
 
     def _features(self, observations: dict[str, Tensor]) -> Tensor:
+        _check_masks(observations)
         batch = disjoint_graph(observations, self.levels)
         read, pooled = self._embed(batch, graphs=len(observations["nodes"]))
         mask = observations["decision_mask"].bool()
@@ -212,9 +212,17 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
 
 def _check_padded(space: spaces.Space[Any]) -> None:
-    if not isinstance(space, spaces.Dict) or not {"nodes", "edges", "decision_mask"} <= set(space.spaces):
+    shapes = {key: part.shape or () for key, part in space.spaces.items()} if isinstance(space, spaces.Dict) else {}
+    nodes, edges, decisions = (shapes.get(f"{what}_mask", ())[:1] for what in ("node", "edge", "decision"))
+    features, edge_features = (shapes.get(what, ())[1:2] for what in ("nodes", "edges"))
+    expected = {
+        "nodes": nodes + features, "edges": edges + edge_features, "edge_links": (*edges, 2),
+        "node_mask": nodes, "edge_mask": edges, "decision_mask": decisions,
+    }  # fmt: skip
+    if shapes != expected:  # stacked frames would be read as other graphs, and an entry more, the time say, not at all
         raise TypeError(
-            f"The graph policies read padded graphs: wrap the environment with agents.make_sb3_env. Got {space}."
+            "The graph policies read padded graphs as PadGraph gives them: wrap the environment with "
+            f"agents.make_sb3_env, and put what else they should see into the features. Got {space}."
         )
 
 
@@ -231,6 +239,13 @@ def _check_masks(observations: dict[str, Tensor]) -> None:
         raise ValueError(
             f"a graph has {int(nodes[decisions > nodes][0])} nodes, but its action {int(decisions.max())} components: "
             "component i acts on node i, so there must be a node for each, and those come first"
+        )
+    links, real = observations["edge_links"], observations["edge_mask"].bool()
+    wrong = (links != links.long()) | (links < 0) | (links >= nodes[:, None, None])
+    if (wrong.any(2) & real).any():
+        raise ValueError(
+            "edge_links hold something else than nodes of their graph. Graphs must reach the policy as PadGraph gives "
+            "them: use VecNormalize with norm_obs=False."
         )
 
 

@@ -97,7 +97,15 @@ def make_off_policy(
     Args:
         evaluations: how many are to come; the size of the replay buffer, and how fast the noise falls.
         settings: override `HYPERPARAMETERS`, buffer and noise; `policy_kwargs` override `POLICY_KWARGS`.
+
+    Raises:
+        ValueError: another `n_steps` than 1.
     """
+    if settings.get("n_steps", 1) != 1:
+        raise ValueError(
+            f"n_steps must be 1, got {settings['n_steps']!r}: Stable-Baselines3 has no returns of several steps for "
+            "graphs, and with a replay buffer of our own it would leave them out without an error."
+        )
     space = env.action_space
     assert isinstance(space, spaces.Box)
     stochastic = issubclass(algorithm, SAC)
@@ -132,7 +140,7 @@ def _learn(
     """Learn until the evaluations are spent; the policy is saved in `out`.
 
     Raises:
-        ValueError: as `check_no_schedules`.
+        ValueError: as `check_no_schedules` and `make_off_policy`.
     """
     check_no_schedules(settings)
     device = str(recorder.unwrapped.device)  # type: ignore[attr-defined]

@@ -20,6 +20,12 @@ from agents.policy import check_no_sde
 
 PLACE = 8  # width of what is learned about a decision position
 
+_TD3 = (
+    "GraphTD3Policy is for DDPG and TD3, which have no use_sde: PPO and A2C take agents.GraphPolicy, SAC "
+    "agents.GraphSACPolicy."
+)
+_SAC = "GraphSACPolicy is for SAC: PPO and A2C take agents.GraphPolicy, DDPG and TD3 agents.GraphTD3Policy."
+
 
 class NodeActor(nn.Module):
     """One number per decision node, from its embedding and that of the whole graph.
@@ -103,7 +109,7 @@ class _GraphNetworks:
         others: as in the policies of Stable-Baselines3, but for `use_sde`.
 
     Raises:
-        ValueError: `use_sde`.
+        ValueError: `use_sde`, or an `initial_mean` that no squashed action has.
     """
 
     def __init__(
@@ -117,6 +123,8 @@ class _GraphNetworks:
         **kwargs: Any,
     ) -> None:
         check_no_sde(kwargs)
+        if not -1 < initial_mean < 1:
+            raise ValueError(f"initial_mean must lie between -1 and 1, which tanh never reaches, got {initial_mean!r}.")
         self.node_bias, self.initial_mean, self.relative = node_bias, initial_mean, relative
         arch = [64] if net_arch is None else net_arch
         super().__init__(*args, net_arch=arch, features_extractor_class=features_extractor_class, **kwargs)  # type: ignore[call-arg]
@@ -146,7 +154,16 @@ class _GraphNetworks:
 
 
 class GraphTD3Policy(_GraphNetworks, TD3Policy):
-    """Deterministic policy for DDPG and TD3 on the observations of `gnnrl_gym.wrappers.PadGraph`."""
+    """Deterministic policy for DDPG and TD3 on the observations of `gnnrl_gym.wrappers.PadGraph`.
+
+    Raises:
+        TypeError: another algorithm.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "use_sde" in kwargs:  # that of SAC, PPO and A2C
+            raise TypeError(_TD3)
+        super().__init__(*args, **kwargs)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
         actor = super().make_actor(features_extractor)
@@ -186,6 +203,11 @@ class GraphSACPolicy(_GraphNetworks, SACPolicy):
 
     def __init__(self, *args: Any, log_std_init: float = -0.7, **kwargs: Any) -> None:
         super().__init__(*args, log_std_init=log_std_init, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "actor_target":  # what TD3 and DDPG ask a policy for
+            raise AttributeError(_SAC)
+        return super().__getattr__(name)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
         actor = _MaskedSACActor(**self._update_features_extractor(self.actor_kwargs, features_extractor))

@@ -46,7 +46,8 @@ def make_sb3_env(
             f"make_sb3_env rescales actions to [-1, 1], which needs a Box of floats with a low and a higher high; got "
             f"{box}. Let the environment bound its actions, and round those that it takes as whole numbers."
         )
-    rescaled = RescaleAction(_Bounded(padded), np.float32(-1), np.float32(1))
+    # whole numbers fit float32 and float64 boxes alike, and JSON
+    rescaled = RescaleAction(_Bounded(padded), -1, 1)  # type: ignore[arg-type]
     return Monitor(_Final(rescaled) if isinstance(env.unwrapped, PruneEnv | PruneManyEnv) else rescaled)
 
 

@@ -28,6 +28,14 @@ class PaddedGraphSpace(spaces.Dict):
         super().__init__(boxes)
         self.levels = levels
 
+    def __eq__(self, other: Any) -> bool:
+        """Equal boxes, read as equal hierarchies. A plain `Dict`, of old files say, leaves the hierarchy open."""
+        return super().__eq__(other) and getattr(other, "levels", self.levels) == self.levels
+
+    def __repr__(self) -> str:
+        """With the levels, which may be all that two spaces differ in."""
+        return f"PaddedGraphSpace({super().__repr__()}, levels={self.levels})"
+
 
 # `Any`, because Gymnasium annotates the wrapped environment with the types of the wrapper.
 class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -51,7 +59,7 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     The action space becomes a `Box` of `D` components: the inner bounds, and for the padding those of the
     last component. Padding components are cut off before the inner step. The inner action space is read
-    anew each time, so an environment may act on another number of decision nodes after a reset.
+    anew each time, so an environment may act on another number of decision nodes after a reset, within these bounds.
 
     Args:
         env: an environment with a `Graph(Box(F,), Box(E,) or None)` observation and a `Box(A,)` action.
@@ -61,9 +69,10 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Raises:
         TypeError: the spaces of `env` are of another kind.
-        ValueError: a graph or an action space is larger than its maximum, or has a link to no node, or is no hierarchy
-            as described where it should be one (also from `reset` and `step`); an action of another shape; or a
-            maximum that is none, or an action space without a component.
+        ValueError: a graph or an action space is larger than its maximum, or has a link to no node, or other edge
+            features than one row for each link, or is no hierarchy as described where it should be one, or the bounds
+            of the actions have changed (also from `reset` and `step`); an action of another shape; or a maximum that is
+            none, an action space without a component, or a node space without a feature.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         # the same spaces, also where they were read off a random first graph.
         RecordConstructorArgs.__init__(self, max_nodes=sizes[0], max_edges=sizes[1], max_decisions=sizes[2])
         super().__init__(env)
+        self.edge_features = 0 if graph.edge_space is None else _size(graph.edge_space)
         self.observation_space = _padded_space(graph, *sizes, self.levels)
         self.action_space = _padded_action_space(action, self.max_decisions)
 
@@ -105,30 +115,29 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """Pad one graph to the observation described above.
 
         Raises:
-            ValueError: the graph is larger than the maxima, of another shape, or has a link to no node.
+            ValueError: as described above.
         """
         nodes = np.asarray(graph.nodes, np.float32)
         links = np.zeros((0, 2), np.int64) if graph.edge_links is None else np.asarray(graph.edge_links)
-        count = len(links)
+        count, decisions = len(links), self._decisions()
         _check_fits("nodes", len(nodes), self.max_nodes)
         _check_fits("edges", count, self.max_edges)
         _check_links(links, len(nodes))
-        if self.levels > 1:
-            _check_levels(nodes[:, : self.levels], links, self._decisions())
         padded = {key: np.zeros(box.shape, box.dtype) for key, box in _boxes(self.observation_space)}
         _put("nodes", nodes, padded)
-        padded["node_mask"][: len(nodes)] = 1
-        padded["edge_mask"][:count] = 1
-        padded["decision_mask"][: self._decisions()] = 1
         _put("edge_links", links, padded)
-        if count and graph.edges is not None:
-            padded["edges"][:count] = np.asarray(graph.edges)
+        padded["edges"][:count, : self.edge_features] = _edge_rows(graph.edges, count, self.edge_features)
+        for mask, size in (("node_mask", len(nodes)), ("edge_mask", count), ("decision_mask", decisions)):
+            padded[mask][:size] = 1
+        if self.levels > 1:
+            _check_levels(padded["nodes"][: len(nodes), : self.levels], padded["edge_links"][:count], decisions)
         return padded
 
     def _decisions(self) -> int:
         """Number of action components of the inner environment at this moment."""
         decisions = _size(self.env.action_space)
         _check_fits("decisions", decisions, self.max_decisions)
+        _check_bounds(self.env.action_space, self.action_space)
         return decisions
 
 
@@ -136,6 +145,19 @@ def _check_fits(what: str, size: int, maximum: int) -> None:
     if size > maximum:
         raise ValueError(
             f"a graph of {size} {what} does not fit PadGraph(max_{what}={maximum}): raise max_{what} to at least {size}"
+        )
+
+
+def _check_bounds(now: spaces.Space[Any], padded: spaces.Space[Any]) -> None:
+    """An agent acts within the bounds that it has seen first: others would never reach it."""
+    assert isinstance(now, spaces.Box) and isinstance(padded, spaces.Box)
+    low, high = padded.low[: _size(now)], padded.high[: _size(now)]
+    other = np.flatnonzero((now.low != low) | (now.high != high))
+    if len(other):
+        i = other[0]
+        raise ValueError(
+            f"component {i} of the action goes from {now.low[i]} to {now.high[i]}, but PadGraph has told the agent "
+            f"{low[i]} to {high[i]}: bounds must stay the same, so use [0, 1] and scale inside the environment"
         )
 
 
@@ -148,8 +170,19 @@ def _put(what: str, rows: NDArray[Any], padded: Padded) -> None:
         padded[what][: len(rows)] = rows
 
 
+def _edge_rows(given: Any, links: int, columns: int) -> NDArray[Any]:
+    """Edge features [links, columns]: of another shape, numpy would repeat them, or they would be lost unnoticed."""
+    edges = np.zeros((links, 0), np.float32) if given is None else np.asarray(given, np.float32)
+    if (links or edges.size) and edges.shape != (links, columns):
+        got = "None" if given is None else f"shape {edges.shape}"
+        raise ValueError(f"the edges of a graph must have a row of {columns} for each of its {links} links, got {got}")
+    return edges.reshape(links, columns)
+
+
 def _check_links(links: NDArray[Any], nodes: int) -> None:
     """Nodes that are not there would be read as padding, or as nodes of another graph in the batch."""
+    if len(links) and (links % 1 != 0).any():
+        raise ValueError("edge_links must be whole numbers, the places of two nodes in the graph")
     if len(links) and (links.min() < 0 or links.max() >= nodes):
         raise ValueError(
             f"edge_links go from {links.min()} to {links.max()}, but the graph has {nodes} nodes: "
@@ -165,6 +198,11 @@ def _check_levels(one_hot: NDArray[Any], links: NDArray[Any], decisions: int) ->
             f"first {decisions}, of level 0: set them so, or leave `levels` out of the environment"
         )
     level = one_hot.argmax(1)
+    if len(level) and level.max() < one_hot.shape[1] - 1:
+        raise ValueError(
+            f"the graph has no node of level {one_hot.shape[1] - 1}, the top one, whose mean is the embedding of the "
+            "whole: give it one, or declare fewer `levels`"
+        )
     turn = np.where(level == 0, one_hot.shape[1], level)  # level 0 is read last
     against = np.flatnonzero(turn[links[:, 0]] > turn[links[:, 1]])
     if len(against):
@@ -185,6 +223,8 @@ def _checked_spaces(env: gym.Env[Any, Any]) -> tuple[spaces.Graph, spaces.Box]:
         raise TypeError(f"PadGraph needs a Graph(Box(F,), Box(E,) or None) observation space, got {graph}")
     if not isinstance(action, spaces.Box) or len(action.shape) != 1:
         raise TypeError(f"PadGraph needs a Box(A,) action space, got {action}")
+    if graph.node_space.shape == (0,):
+        raise ValueError("the node space has no feature: where nodes have nothing to tell, give each a 1")
     if action.shape == (0,):
         raise ValueError(
             "the action space has no component, so its bounds can't be told: wrap the environment while it has a "
@@ -229,7 +269,7 @@ def _padded_space(graph: spaces.Graph, nodes: int, edges: int, decisions: int, l
 
 def _rows(space: spaces.Space[Any] | None, count: int) -> spaces.Box:
     """`count` rows of a feature space, widened to hold the zeros of the padding."""
-    if not isinstance(space, spaces.Box):
+    if not isinstance(space, spaces.Box) or space.shape == (0,):
         return spaces.Box(0, 0, (count, 1), np.float32)
     low = np.tile(np.minimum(space.low, 0), (count, 1)).astype(np.float32)
     high = np.tile(np.maximum(space.high, 0), (count, 1)).astype(np.float32)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation, TimeAwareObservation, TimeLimit
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 from torch import Tensor
 from torch_geometric.nn import GINEConv
 from toy_env import ToyGraphEnv
@@ -170,6 +171,32 @@ def test_dataflow_has_a_direction() -> None:
     assert not torch.allclose(gnn(observations), gnn(reversed_), atol=1e-3)
 
 
+def test_decision_nodes_of_a_hierarchy_have_no_part_in_the_whole() -> None:
+    """As docs/custom-graphs.md says; so the value of PPO does not see them."""
+    env = padded_env(5)
+    gnn, observations = extractor(env), batch_of(env, 4)
+    observations["nodes"].requires_grad_(True)
+    gnn.split_features(gnn(observations))[1].square().sum().backward()
+    gradient, (graph, node) = observations["nodes"].grad, observations["node_mask"].nonzero(as_tuple=True)
+    assert gradient is not None
+    level = observations["nodes"][graph, node, :5].argmax(1)
+    assert gradient[graph, node][level > 0].any(1).all() and not gradient[graph, node][level == 0].any()
+
+
+def test_sizes_and_degrees_are_not_counted() -> None:
+    """As docs/custom-graphs.md says: a graph is read like two copies of it, a node like one with its edges twice."""
+    env = padded_env(1, decisions=(3, 3))
+    env.reset(seed=0)
+    nodes, links = np.random.default_rng(0).random((4, 3)), np.array([[0, 1], [1, 2], [3, 2]])
+    edges = np.random.default_rng(1).random((3, 2))
+    graphs = [env.pad(spaces.GraphInstance(nodes, edges, links))]
+    for more in (np.zeros((0, 3)), nodes):
+        doubled = np.concatenate([links, links + len(more)])
+        graphs.append(env.pad(spaces.GraphInstance(np.concatenate([nodes, more]), np.tile(edges, (2, 1)), doubled)))
+    features = extractor(env)({key: torch.as_tensor(np.stack([g[key] for g in graphs])).double() for key in graphs[0]})
+    assert close(features[1:], features[:1].expand(2, -1))
+
+
 def test_both_ends_of_a_dataflow_edge_feel_each_other_and_nobody_else() -> None:
     env = padded_env(1, decisions=(3, 3))
     env.reset(seed=0)
@@ -273,6 +300,39 @@ def test_levels_have_to_fit_the_node_features(levels: int) -> None:
 def test_unpadded_observations_name_the_wrapper(space: Any) -> None:
     with pytest.raises(TypeError, match="make_sb3_env"):
         MultiStageGNN(space)
+
+
+def changed_spaces() -> dict[str, spaces.Space[Any]]:
+    env = make_sb3_env(ToyGraphEnv(), 9, 40)
+    padded: Any = env.observation_space
+    return {
+        "an entry more": TimeAwareObservation(TimeLimit(env, 9), flatten=False).observation_space,
+        "an entry less": spaces.Dict({key: part for key, part in padded.spaces.items() if key != "edge_links"}),
+        "frames of an environment": FrameStackObservation(env, 2).observation_space,
+        "frames of several": VecFrameStack(DummyVecEnv([lambda: env]), 2).observation_space,
+        "nodes unlike their mask": spaces.Dict({**padded.spaces, "node_mask": spaces.Box(0, 1, (8,), np.int8)}),
+        "links unlike their mask": spaces.Dict({**padded.spaces, "edge_links": spaces.Box(0, 8, (39, 2), np.int64)}),
+    }
+
+
+@pytest.mark.parametrize("name", list(changed_spaces()))
+def test_spaces_that_a_wrapper_has_changed_are_refused(name: str) -> None:
+    space: Any = changed_spaces()[name]
+    with pytest.raises(TypeError, match="padded graphs as PadGraph gives them"):
+        MultiStageGNN(space)
+
+
+@pytest.mark.parametrize("link", [0.5, -1.0, 6.0, float("nan")])
+def test_links_to_no_node_are_refused(link: float) -> None:
+    """Those of padding aside, which has no meaning."""
+    env = padded_env(1, decisions=(2, 2), others=(4, 4))
+    gnn, observations = extractor(env), batch_of(env, 3)
+    edges = observations["edge_mask"].sum(1).long()
+    observations["edge_links"][1, edges[1], 1] = link
+    gnn(observations)
+    observations["edge_links"][1, edges[1] - 1, 1] = link
+    with pytest.raises(ValueError, match=r"edge_links hold .* norm_obs=False"):
+        gnn(observations)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC])

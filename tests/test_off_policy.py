@@ -10,13 +10,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor, nn
 from toy_env import ToyGraphEnv
 
-from agents import GraphPolicy
+from agents import GraphPolicy, GraphSACPolicy, GraphTD3Policy
 from agents.off_policy import DecayingNoise, EpisodeReplayBuffer, make_off_policy
 from agents.ppo import POLICY
 from agents.sb3 import make_sb3_env
@@ -156,6 +156,36 @@ def test_state_dependent_exploration_is_refused() -> None:
         make_agent("sac", use_sde=True)
     with pytest.raises(ValueError, match="leave use_sde out"):
         PPO(GraphPolicy, make_env(), use_sde=True)
+
+
+@EACH
+def test_returns_of_several_steps_are_refused(name: str) -> None:
+    make_agent(name, n_steps=1)
+    with pytest.raises(ValueError, match="n_steps must be 1, got 3"):
+        make_agent(name, n_steps=3)
+
+
+@EACH
+@pytest.mark.parametrize("mean", [-1.0, 1.0, 1.5, float("nan")])
+def test_initial_means_that_no_squashed_action_has_are_refused(name: str, mean: float) -> None:
+    with pytest.raises(ValueError, match="initial_mean must lie between -1 and 1"):
+        make_agent(name, {"initial_mean": mean})
+
+
+@pytest.mark.parametrize(
+    "algorithm, policy, message",
+    [
+        (TD3, GraphSACPolicy, "GraphSACPolicy is for SAC: .* DDPG and TD3 agents.GraphTD3Policy"),
+        (DDPG, GraphSACPolicy, "GraphSACPolicy is for SAC: .* DDPG and TD3 agents.GraphTD3Policy"),
+        (SAC, GraphTD3Policy, "GraphTD3Policy is for DDPG and TD3, .* SAC agents.GraphSACPolicy"),
+        (PPO, GraphTD3Policy, "GraphTD3Policy is for DDPG and TD3, .* PPO and A2C take agents.GraphPolicy"),
+        (A2C, GraphTD3Policy, "GraphTD3Policy is for DDPG and TD3, .* PPO and A2C take agents.GraphPolicy"),
+    ],
+)
+def test_a_policy_of_another_algorithm_names_its_own(algorithm: Any, policy: Any, message: str) -> None:
+    settings = {} if algorithm in (PPO, A2C) else {"buffer_size": 10}
+    with pytest.raises((TypeError, AttributeError), match=message):
+        algorithm(policy, make_env(), **settings)
 
 
 def test_the_buffer_forgets_terminal_states_but_not_truncated_ones() -> None:

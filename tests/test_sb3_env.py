@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3 import PPO
 from toy_env import ToyGraphEnv
 
@@ -32,6 +34,23 @@ def test_actions_at_the_border_stay_in_the_box(low: float, high: float) -> None:
     for action in (-np.ones(3, np.float32), np.ones(3, np.float32)):
         env.reset(seed=0)
         env.step(action)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_boxes_of_either_precision_are_rescaled_without_a_warning(kind: Any) -> None:
+    toy = ToyGraphEnv()
+    toy.action_space = spaces.Box(0, 1, (3,), kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = make_sb3_env(toy, max_nodes=24, max_edges=40)
+        env.reset(seed=0)
+        assert env.step(2 * toy.target.astype(kind) - 1)[1] == pytest.approx(0, abs=1e-6)
+    assert env.action_space == spaces.Box(-1, 1, (3,), kind)
+
+
+def test_its_specification_can_be_written_down() -> None:
+    env = make_sb3_env(gym.make(EnvSpec("Toy-v0", entry_point="toy_env:ToyGraphEnv")), max_nodes=24, max_edges=40)
+    assert env.spec is not None and "PadGraph" in env.spec.to_json()
 
 
 def test_out_of_steps_is_an_end_without_a_value_behind_it() -> None:

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from toy_env import ToyGraphEnv
 
 from agents.sb3 import make_sb3_env
-from gnnrl_gym.wrappers import PadGraph
+from gnnrl_gym.wrappers import PaddedGraphSpace, PadGraph
 
 SIZES = {"max_nodes": 40, "max_edges": 80, "max_decisions": 6}
 
@@ -66,6 +66,19 @@ def test_action_bounds_are_those_of_the_inner_environment() -> None:
     assert isinstance(space, spaces.Box)
     np.testing.assert_array_equal(space.low, [-3, 0, 1, 1, 1, 1])
     np.testing.assert_array_equal(space.high, [3, 2, 4, 4, 4, 4])
+
+
+@pytest.mark.parametrize("low, high, named", [(0, 2, "0.0 to 2.0"), (-1, 1, "-1.0 to 1.0")])
+def test_bounds_that_change_are_refused(low: float, high: float, named: str) -> None:
+    toy = ToyGraphEnv(decisions=(3, 3))
+    env = PadGraph(toy, **SIZES)
+    env.reset(seed=0)
+    lows, highs = np.zeros(3, np.float32), np.ones(3, np.float32)
+    lows[2], highs[2] = low, high
+    toy.action_space = spaces.Box(lows, highs)
+    for again in (lambda: env.step(np.zeros(6)), env.reset):
+        with pytest.raises(ValueError, match=f"component 2 .* from {named}.* agent 0.0 to 1.0: .* same.* scale"):
+            again()
 
 
 @pytest.mark.parametrize("name", ["nodes", "edges", "decisions"])
@@ -140,6 +153,50 @@ def test_rows_of_another_length_are_named(nodes: tuple[int, int], links: Any, me
     assert not env.pad(GraphInstance(np.ones((4, 3), np.float32), None, np.array([])))["edge_mask"].any()
 
 
+LINKS = np.array([[0, 1], [1, 2], [2, 3]])
+
+
+@pytest.mark.parametrize(
+    "edges, links, message",
+    [
+        (np.ones((1, 2)), LINKS, r"a row of 2 for each of its 3 links, got shape \(1, 2\)"),
+        (np.ones(2), LINKS, r"a row of 2 for each of its 3 links, got shape \(2,\)"),
+        (np.ones((3, 1)), LINKS, r"a row of 2 for each of its 3 links, got shape \(3, 1\)"),
+        (None, LINKS, "a row of 2 for each of its 3 links, got None"),
+        (np.ones((3, 2)), None, r"a row of 2 for each of its 0 links, got shape \(3, 2\)"),
+        (np.ones((3, 2)), LINKS + 0.7, "edge_links must be whole numbers"),
+        (np.ones((3, 2)), LINKS + np.nan, "edge_links must be whole numbers"),
+    ],
+)
+def test_edges_that_are_not_those_of_the_links_are_refused(edges: Any, links: Any, message: str) -> None:
+    env = PadGraph(ToyGraphEnv(edge_features=2), **SIZES)
+    nodes = np.ones((4, 3), np.float32)
+    with pytest.raises(ValueError, match=message):
+        env.pad(GraphInstance(nodes, edges, links))
+    padded = env.pad(GraphInstance(nodes, np.ones((3, 2)), LINKS.astype(float)))  # whole, whatever their type
+    np.testing.assert_array_equal(padded["edge_links"][:3], LINKS)
+
+
+def test_an_edge_space_without_a_feature_is_as_good_as_none() -> None:
+    toy = ToyGraphEnv(edge_features=0)
+    none, empty = PadGraph(toy, **SIZES), copy.deepcopy(toy)
+    empty.observation_space = spaces.Graph(toy.observation_space.node_space, spaces.Box(0, 1, (0,)))  # type: ignore[attr-defined]
+    env = PadGraph(empty, **SIZES)
+    assert env.observation_space == none.observation_space
+    assert env.observation_space.contains(env.reset(seed=0)[0])
+    padded = env.pad(GraphInstance(np.ones((4, 3), np.float32), np.zeros((3, 0), np.float32), LINKS))
+    assert env.observation_space.contains(padded) and padded["edge_mask"].sum() == 3
+    with pytest.raises(ValueError, match=r"a row of 0 for each of its 3 links, got shape \(3, 2\)"):
+        env.pad(GraphInstance(np.ones((4, 3), np.float32), np.ones((3, 2)), LINKS))
+
+
+def test_a_node_space_without_a_feature_is_named() -> None:
+    toy = ToyGraphEnv()
+    toy.observation_space = spaces.Graph(spaces.Box(0, 1, (0,)), None)
+    with pytest.raises(ValueError, match="the node space has no feature"):
+        PadGraph(toy, **SIZES)
+
+
 @pytest.mark.parametrize("wrong", [{"max_nodes": 0}, {"max_nodes": 2.5}, {"max_edges": -3}, {"max_decisions": "a"}])
 def test_maxima_that_are_none_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
@@ -185,6 +242,15 @@ def test_a_hierarchy_that_is_none_is_refused() -> None:
     for level in ([0, 1, 0, 1, 2], [0, 0, 1, 1, 3]):
         with pytest.raises(ValueError, match=r"the first 3 features of a node must be its level.*first 2, of level 0"):
             PadGraph(Fixed(level, up)).reset()
+    with pytest.raises(ValueError, match="no node of level 2, the top one"):
+        PadGraph(Fixed([0, 0, 1, 1, 1], up)).reset()
+
+
+@pytest.mark.parametrize("links", [None, np.array([])])
+def test_a_hierarchy_may_have_no_node(links: Any) -> None:
+    env = PadGraph(ToyGraphEnv(levels=5), **SIZES)
+    padded = env.pad(GraphInstance(np.array([]), None, links))
+    assert env.observation_space.contains(padded) and not padded["node_mask"].any()
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (4,), (1, 3)])
@@ -258,3 +324,11 @@ def test_the_space_says_how_many_levels_there_are(levels: int) -> None:
     vector: Any = VecMonitor(DummyVecEnv([lambda: make_sb3_env(ToyGraphEnv(levels), **SIZES)]))
     for other in (space, copy.deepcopy(space), pickle.loads(pickle.dumps(space)), vector.observation_space):
         assert other.levels == levels and other == space
+
+
+def test_another_hierarchy_is_another_space() -> None:
+    space: Any = PadGraph(ToyGraphEnv(levels=5), **SIZES).observation_space
+    flat = PaddedGraphSpace(space.spaces, levels=1)
+    assert space != flat and flat != space and repr(flat).endswith("levels=1)")
+    plain = spaces.Dict(space.spaces)  # of an older file, or of another wrapper
+    assert space == plain and plain == space
