@@ -93,8 +93,9 @@ class PoolOptimizer:
         unseen = [index for index in range(len(self._places)) if index not in self.scores]
         if not unseen:
             return np.empty(0)
-        first = [index for index in self._first if index not in self.scores]
-        return np.array([self.env.action_for(first[0] if first else self._most_promising(unseen))])
+        # each is asked for once: an environment that has seen it already may answer with another graph
+        self._first = [index for index in self._first if index not in self.scores]
+        return np.array([self.env.action_for(self._first.pop(0) if self._first else self._most_promising(unseen))])
 
     def tell(self, actions: np.ndarray, returns: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """Remember."""

@@ -16,12 +16,17 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agents.recorder import PlanRecorder
-from gnnrl_gym.evaluation.training import Recipe, recipe_for, train
+from gnnrl_gym.copies import copy_of
+from gnnrl_gym.evaluation.training import Recipe, main_output, recipe_for, train, undisturbed
+from gnnrl_gym.pruning.importance import transposed_weights
 from gnnrl_gym.pruning.masks import kept_units, top_mask
 from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.recalibration import batch_norms
 from gnnrl_gym.pruning.sparsity import SparseNetwork
+from gnnrl_gym.zoo.split import training_batches
 
 Floats = npt.NDArray[np.float64]
 Values = dict[str, Tensor]  # by parameter name
@@ -39,8 +44,9 @@ def magnitude(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) ->
 def snip(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, images: int = IMAGES) -> None:
     """|weight x gradient| of the training loss (Lee et al. 2019, SNIP, equation 4)."""
     env = _env(recorder)
-    model = _in_training(env)
-    gradients = loss_gradients(model, _batches(env, images, seed))
+    with undisturbed(seed, env.device):
+        model = _in_training(env)
+        gradients = loss_gradients(model, _batches(env, images, seed))
     saliency = {name: p.detach() * gradients[name] for name, p in model.named_parameters()}
     _play(recorder, unit_scores(env.network, saliency, after_sum=torch.abs))
 
@@ -48,7 +54,8 @@ def snip(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, images:
 def grasp(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, images: int = IMAGES) -> None:
     """weight x Hessian-gradient product: what stays keeps the gradient's norm (Wang et al. 2020, GraSP, equation 8)."""
     env = _env(recorder)
-    saliency = gradient_flow(_in_training(env), list(_batches(env, images, seed)))
+    with undisturbed(seed, env.device):
+        saliency = gradient_flow(_in_training(env), list(_batches(env, images, seed)))
     _play(recorder, unit_scores(env.network, saliency))
 
 
@@ -102,10 +109,13 @@ def unit_scores(
         parts = [change(values[name]).flatten() for name in network.slimmer.units]  # type: ignore[attr-defined]
         return torch.cat(parts).double().cpu().numpy()
     total = np.zeros(len(network.groups.group_of))
+    parameters, transposed = dict(network.model.named_parameters()), transposed_weights(network.model)
     for (name, dim), owner in network.groups.owner.items():
         owned = owner >= 0
-        if dim == 0 and owned.any() and name in values:
-            sums = change(values[name].double().flatten(1).sum(1) if values[name].dim() > 1 else values[name].double())
+        outputs = 1 if parameters.get(name) in transposed else 0  # the dimension that they lie along
+        if dim == outputs and owned.any() and name in values:
+            by_output = values[name].double().transpose(0, dim)
+            sums = change(by_output.flatten(1).sum(1) if by_output.dim() > 1 else by_output)
             np.add.at(total, owner[owned], sums.cpu().numpy()[owned])
     return total
 
@@ -115,7 +125,7 @@ def loss_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     named = dict(model.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     for images, labels in batches:
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(main_output(model(images)), labels)
         for name, gradient in zip(named, _by_weights(loss, named), strict=True):
             total[name] += gradient
     return total
@@ -126,15 +136,16 @@ def gradient_flow(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Val
     named = dict(model.named_parameters())
 
     def gradients(images: Tensor, labels: Tensor, graph: bool) -> tuple[Tensor, ...]:
-        loss = F.cross_entropy(model(images.clone()) / TEMPERATURE, labels)  # a forward may change its input in place
-        return _by_weights(loss, named, graph)
+        outputs = main_output(model(images.clone()))  # a forward may change its input in place
+        return _by_weights(F.cross_entropy(outputs / TEMPERATURE, labels), named, graph)
 
-    whole = [sum(parts) for parts in zip(*(gradients(*batch, graph=False) for batch in batches), strict=True)]
-    total = {name: torch.zeros_like(p) for name, p in named.items()}
-    for batch in batches:
-        product = sum((g * w).sum() for g, w in zip(gradients(*batch, graph=True), whole, strict=True))
-        for name, hessian in zip(named, _by_weights(product, named), strict=True):
-            total[name] += hessian
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+        whole = [sum(parts) for parts in zip(*(gradients(*batch, graph=False) for batch in batches), strict=True)]
+        total = {name: torch.zeros_like(p) for name, p in named.items()}
+        for batch in batches:
+            product = sum((g * w).sum() for g, w in zip(gradients(*batch, graph=True), whole, strict=True))
+            for name, hessian in zip(named, _by_weights(product, named), strict=True):
+                total[name] += hessian
     return {name: named[name].detach() * value for name, value in total.items()}
 
 
@@ -164,17 +175,18 @@ def _env(recorder: PlanRecorder) -> Any:
 
 
 def _in_training(env: Any) -> nn.Module:
-    """A copy of the scored network with BatchNorm by batch, as in training, and no dropout: what gradients are of. What
-    is not trained is pruned all the same."""
-    model: nn.Module = copy.deepcopy(env.network.model).train().requires_grad_()
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
+    """A copy of the scored network with BatchNorm by batch, as in training, and no dropout of any kind: what gradients
+    are of. What is not trained is pruned all the same."""
+    model: nn.Module = copy_of(env.network.model).eval().requires_grad_()
+    for norm in batch_norms(model):
+        norm.train()
     return model
 
 
 def _batches(env: Any, images: int, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
-    for x, y in env.data.train.take(images, seed=seed).batches(BATCH):
+    taken = env.data.train.take(images, seed=seed)
+    for indices in training_batches(torch.arange(len(taken)), BATCH):
+        x, y = taken.batch(indices)
         yield x.to(env.device), y.to(env.device)
 
 

@@ -74,9 +74,29 @@ def test_descriptor_actions_lead_to_the_same_search(pool: GraphPool) -> None:
 
 
 @needs_botorch
+@pytest.mark.parametrize("start", [2, 8])
+def test_each_first_graph_is_asked_for_once_whatever_is_answered(
+    pool: GraphPool, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment that has seen them answers with the nearest unseen graphs instead."""
+    env, modelled = PlantedEnv(pool, "cone", 0, 0.02), list[int]()
+    env.action = "descriptors"
+    env.reset(seed=0)
+    random_graphs(PlanRecorder(env, 8), 0)
+
+    def promising(_: Any, unseen: list[int]) -> int:
+        modelled.append(unseen[0])
+        return unseen[0]
+
+    monkeypatch.setattr(PoolOptimizer, "_most_promising", promising)
+    bayesian(PlanRecorder(env, 12), 0, start=start)
+    assert len(modelled) == 12 - start and len(env.seen) == 8 + 12
+
+
+@needs_botorch
 def test_the_posterior_mean_picks_better_than_the_best_score_where_scores_are_noisy(pool: GraphPool) -> None:
     truths = []
-    for seed in range(8):
+    for seed in range(16):
         env = PlantedEnv(pool, "cone", seed, 0.1)
         optimizer = PoolOptimizer(env, 0)
         optimizer.scores = {index: env.measure(index) for index in range(0, 300, 5)}

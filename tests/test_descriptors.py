@@ -52,6 +52,11 @@ def test_values_of_networkx() -> None:
     assert found["independent_cycles"] == len(nx.cycle_basis(graph))
 
 
+def test_attributes_of_edges_mean_nothing() -> None:
+    graph = nx.les_miserables_graph()  # its edges have weights
+    assert describe(graph) == pytest.approx(describe(nx.Graph(list(graph.edges))))
+
+
 @pytest.mark.parametrize("graph", [nx.empty_graph(4), nx.empty_graph(1), nx.Graph([(0, 1), (1, 1)])])
 def test_graphs_without_descriptors_are_refused(graph: nx.Graph) -> None:
     with pytest.raises(ValueError, match="Descriptors are of"):

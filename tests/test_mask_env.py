@@ -96,6 +96,14 @@ def test_one_unit_of_each_layer_is_the_least_that_can_stay() -> None:
         kept_units(np.array([5, 3, 2]), 0.8)
 
 
+@pytest.mark.parametrize("sizes", [(235200, 30000, 1000), (16,) * 9, (64, 128, 256, 512), (50000, 50000), (1, 1)])
+def test_the_sparsity_that_is_named_leaves_one_unit_of_each_layer(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at most") as refused:
+        kept_units(np.array(sizes), 0.999999)
+    named = float(str(refused.value).split("give ")[1].split()[0])
+    assert kept_units(np.array(sizes), named) == len(sizes)
+
+
 def test_control_has_the_same_counts_and_other_units() -> None:
     widths = np.array([64, 128, 256])
     kept = top_mask(np.random.default_rng(0).random(448), 200, widths)
@@ -283,6 +291,28 @@ def test_training_leaves_global_randomness_alone_and_is_seeded() -> None:
         torch.manual_seed(before)
         assert drawn == torch.rand(1)
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_training_switches_gradients_on(context: Any) -> None:
+    data, ends = load_data("digits"), []
+    start = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+    for around in (torch.enable_grad, context):
+        model = copy.deepcopy(start)
+        with around():
+            ends.append(train(model, data, DEFAULT, steps=3).state_dict())
+    assert all(torch.equal(ends[0][name], tensor) for name, tensor in ends[1].items())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_short_training_scores_the_same_wherever_it_is_asked_for(context: Any) -> None:
+    scores = []
+    for around in (torch.enable_grad, context):
+        env: Any = gym.make("GNNRL-Mask-v0", model="digits-resnet", objective="proxy", proxy_steps=2, search_images=50)
+        env.reset(seed=0)
+        with around():
+            scores.append(env.step(env.unwrapped.action_space.low)[1])
+    assert scores[0] == scores[1]
 
 
 # ---- scores of a chain from the last one's -----------------------------------------------------------------------

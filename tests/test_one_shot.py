@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ from conftest import images
 from torch import nn
 
 from agents.one_shot import (
+    BATCH,
     TEMPERATURE,
     gradient_flow,
     grasp,
@@ -30,6 +32,7 @@ from agents.recorder import PlanRecorder
 from gnnrl_gym.evaluation.training import Recipe, train
 from gnnrl_gym.pruning.masks import group_of, top_mask
 from gnnrl_gym.pruning.sparsity import make_network
+from gnnrl_gym.zoo import load_data
 
 
 def chain(seed: int = 0) -> nn.Sequential:
@@ -181,6 +184,110 @@ def test_unit_scores_add_up_what_makes_a_filter() -> None:
     ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     # a 3x3 kernel of one input, bias, BatchNorm's scale and shift; then 3x3 of four inputs and a bias
     assert unit_scores(network, ones).tolist() == [9 + 1 + 2] * 4 + [36 + 1] * 6
+
+
+def test_a_transposed_convolutions_filters_are_what_it_writes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 2), nn.ReLU(),
+        nn.ConvTranspose2d(6, 6, 2, groups=6), nn.Flatten(), nn.Linear(6 * 8 * 8, 10),
+    )  # fmt: skip
+    network = make_network(model, images(1, 1, 8, 8))
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    # 2x2 of four inputs and a bias; behind it a kernel for each channel, which is one unit with what it reads
+    assert unit_scores(network, ones).tolist() == [9 + 1] * 4 + [16 + 1 + 4 + 1] * 6
+    first, second, third = (model[index].weight.double() for index in (0, 2, 4))  # type: ignore[operator, union-attr]
+    written = second.transpose(0, 1).flatten(1).square().sum(1) + third.flatten(1).square().sum(1)
+    expected = torch.cat([first.flatten(1).norm(dim=1), written.sqrt()]).detach().numpy()
+    np.testing.assert_allclose(weight_size(network), expected, rtol=1e-6)
+
+
+class Dropped(nn.Module):
+    """`chain` with dropout that is no module, in training, or by hand always."""
+
+    def __init__(self, share: float, always: bool = False) -> None:
+        super().__init__()
+        self.body, self.share, self.always = chain(), share, always
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.body[2](self.body[1](x.flatten(1)))
+        return self.body[3](F.dropout(hidden, self.share, self.always or self.training))
+
+
+@pytest.mark.parametrize("method", [snip, grasp])
+def test_gradients_are_without_dropout_and_of_the_seed_alone(method: Any) -> None:
+    masks = {}
+    for share, always, before in ((0.0, False, 0), (0.5, False, 0), (0.5, True, 0), (0.5, True, 1)):
+        env = env_of(Dropped(share, always))
+        torch.manual_seed(before)
+        masks[share, always, before] = mask_of(method, env)
+    np.testing.assert_array_equal(masks[0.5, False, 0], masks[0.0, False, 0])
+    np.testing.assert_array_equal(masks[0.5, True, 0], masks[0.5, True, 1])
+    assert (masks[0.5, True, 0] != masks[0.0, False, 0]).any()
+
+
+def normed() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+
+
+def test_gradients_are_with_batch_norm_by_batch() -> None:
+    env = env_of(normed())
+    model, (x, y) = normed().train(), env.unwrapped.data.train.take(100, seed=0).tensors()
+    loss = F.cross_entropy(model(x), y)
+    named = {name: p for name, p in model.named_parameters() if name in ("1.weight", "4.weight")}
+    gradients = torch.autograd.grad(loss, list(named.values()))
+    scores = torch.cat([(p * g).abs().flatten() for p, g in zip(named.values(), gradients, strict=True)])
+    expected = top_mask(scores.detach().numpy(), env.unwrapped.keep, env.unwrapped.network.widths)
+    np.testing.assert_array_equal(mask_of(snip, env, images=100), expected)
+
+
+@pytest.mark.parametrize("method", [snip, grasp])
+def test_an_image_that_is_left_over_joins_the_batch_before(method: Any) -> None:
+    data = load_data("digits")
+    env = env_of(normed(), data=replace(data, train=data.train.take(BATCH + 1)))
+    assert mask_of(method, env).sum() == env.unwrapped.keep
+
+
+class Auxiliary(nn.Module):
+    """Gives a second answer, as networks with auxiliary heads do in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = chain()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.body(x), x.flatten(1)
+
+
+@pytest.mark.parametrize("of", [lambda *given: loss_gradients(*given), gradient_flow])
+def test_gradients_are_of_the_first_answer(of: Any) -> None:
+    model, batches = Auxiliary(), [(images(8, 1, 8, 8), torch.arange(8))]
+    found, expected = of(model, batches), of(model.body, batches)
+    for name, values in expected.items():
+        assert torch.equal(found[f"body.{name}"], values)
+
+
+class Attention(nn.Module):
+    """Attention over the rows of an image, by torch's function or spelled out."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fused, self.three, self.last = fused, nn.Linear(8, 24), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.three(x).chunk(3, -1)
+        spelled = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
+        mixed = F.scaled_dot_product_attention(q, k, v) if self.fused else spelled
+        return self.last(mixed.mean((1, 2)))
+
+
+def test_attention_has_a_gradient_flow() -> None:
+    batches = [(images(8, 1, 8, 8), torch.arange(8))]
+    fused, spelled = (gradient_flow(Attention(fused), batches) for fused in (True, False))
+    for name, found in fused.items():
+        torch.testing.assert_close(found, spelled[name])
 
 
 class Untrained(nn.Module):

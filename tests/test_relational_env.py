@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -17,7 +18,7 @@ from torch import nn
 
 from gnnrl_gym.envs.relational import RelationalEnv
 from gnnrl_gym.relational import Masking
-from gnnrl_gym.relational.training import BATCH
+from gnnrl_gym.relational.training import BATCH, make_network
 from gnnrl_gym.wrappers import PadGraph
 from gnnrl_gym.zoo import load_data
 
@@ -119,8 +120,14 @@ def test_index_actions_mean_the_graph_itself() -> None:
         env.reset()
         assert env.step(7)[4]["graph"] == 7
     assert env.evaluations == 2
-    with pytest.raises(ValueError, match="0 to 11"):
-        env.choose(12)
+    assert [env.choose(index) for index in (np.int64(7), np.array(7), np.uint8(7))] == [7] * 3
+
+
+@pytest.mark.parametrize("action", [12, -1, 2.7, "3", True, None, np.array([3]), np.float32(3)])
+def test_other_index_actions_are_refused(action: Any) -> None:
+    env = relational(make(action="index"))
+    with pytest.raises(ValueError, match="whole number from 0 to 11, got"):
+        env.choose(action)
 
 
 def test_observation_shows_what_was_seen(env: RelationalEnv) -> None:
@@ -142,6 +149,44 @@ def test_reward_is_the_accuracy_of_the_masked_network_on_the_search_split(env: R
     assert accuracy != env.measure(3)
 
 
+class Scaling(nn.Module):
+    """Scales its input, perhaps in place; gives a second answer in training."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.in_place = in_place
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10)
+        )
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = x.mul_(0.5).add_(1) if self.in_place else x * 0.5 + 1
+        return (self.body(x), x) if self.training else self.body(x)
+
+
+def test_a_forward_may_change_its_input_and_give_a_second_answer_in_training() -> None:
+    scores = []
+    for in_place in (False, True):
+        env = relational(make(model=Scaling(in_place)))
+        scores.append([env.measure(index) for index in (0, 1, 0)])
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu")])
+def test_scores_are_the_same_whatever_the_caller_has_switched(env: RelationalEnv, context: Any) -> None:
+    def scored() -> list[torch.Tensor]:
+        model, outputs = env.trainer.train(env.pool.graphs[1], 2, 0), list[torch.Tensor]()
+        model.register_forward_hook(lambda *given: outputs.append(given[-1]))
+        env.trainer.search_accuracy(model)
+        return outputs
+
+    expected = scored()
+    with context():
+        found = scored()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_all_graphs_start_from_the_same_weights_and_seeds_differ(env: RelationalEnv) -> None:
     first, second = (env.trainer.fresh(env.pool.graphs[index], 0) for index in (0, 1))
     assert torch.equal(first[1].weight, second[1].weight)  # type: ignore[index]  # the stem is not masked
@@ -158,7 +203,7 @@ def test_mean_over_training_seeds(env: RelationalEnv) -> None:
 @pytest.mark.parametrize("scope", ["hidden", "network"])
 def test_every_graph_is_within_the_density(scope: str) -> None:
     env = relational(make(model="mlp-19-17", scope=scope))
-    masking = Masking.of(env.trainer.fresh(None, 0), scope)
+    masking = Masking.of(make_network("mlp-19-17", env.data, 0), scope)
     ratios = [env.facts(index)["weights_ratio"] for index in range(12)]
     assert max(ratios) <= 0.5 and min(ratios) > 0.4
     assert ratios == [masking.kept(graph) / masking.total for graph in env.pool.graphs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -55,6 +56,16 @@ def test_without_rewiring_it_is_the_ring_lattice_and_degrees_differ_by_two_at_mo
     assert min(degrees) >= 4 and max(degrees) <= 6
 
 
+def test_rewired_degrees_are_those_of_watts_and_strogatz_at_every_node() -> None:
+    """An edge keeps the end that it goes out from, also where the ring closes: no node has more than others."""
+    ours = np.array(
+        [[d for _, d in sorted(ws_flex(32, 192, 1.0, np.random.default_rng(seed)).degree)] for seed in range(150)]
+    )
+    theirs = np.array([[d for _, d in nx.watts_strogatz_graph(32, 12, 1.0, seed=seed).degree] for seed in range(150)])
+    assert abs(ours.mean(0) - 12).max() < 1  # the mean of 150 draws is known to 0.2
+    assert ours.std(1).mean() == pytest.approx(theirs.std(1).mean(), rel=0.05)
+
+
 def test_seeds_decide_graphs_and_pools() -> None:
     def edges(seed: int) -> list[list[tuple[int, int]]]:
         return [sorted(graph.edges) for graph in make_pool(10, 15, 6, seed).graphs]
@@ -92,6 +103,17 @@ def test_blocks_are_contiguous_and_even(channels: int, nodes: int) -> None:
     sizes = np.bincount(owners(channels, nodes), minlength=nodes)
     assert (np.diff(owners(channels, nodes)) >= 0).all()
     assert sizes.sum() == channels and sizes.max() - sizes.min() <= 1 and sizes.min() >= 1
+
+
+def test_too_few_channels_of_an_image_name_the_scope_that_leaves_them_out() -> None:
+    with pytest.raises(ValueError, match=r"1 channels are too few for 8 nodes: .*--scope hidden"):
+        Masking.of(convnet(), "network").edges(8, 0.5)
+
+
+def test_an_edge_without_weight_is_an_edge() -> None:
+    graph = nx.cycle_graph(6)
+    nx.set_edge_attributes(graph, 0.0, "weight")
+    assert torch.equal(block_mask(graph, 6, 6), block_mask(nx.cycle_graph(6), 6, 6))
 
 
 def test_a_channel_reads_its_own_node_and_neighbours() -> None:
@@ -195,6 +217,71 @@ def test_plain_state_loads_into_the_dense_network() -> None:
     twin.load_state_dict(plain_state(masked))
     assert torch.equal(twin(images(2, 1, 12, 12)), masked(images(2, 1, 12, 12)))
     assert parametrize.is_parametrized(masked[2])  # and the masked one is as it was
+
+
+class Twice(nn.Module):
+    """Uses one weight in two places: in two layers, or in one layer of two names."""
+
+    def __init__(self, one_layer: bool) -> None:
+        super().__init__()
+        self.stem, self.first, self.second, self.head = mlp(20, 16, 16, 16, 3)[::2]
+        if one_layer:
+            self.second = self.first
+        else:
+            self.second.weight = self.first.weight  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.stem, self.first, self.second):
+            x = layer(x).relu()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("one_layer", [True, False])
+def test_a_weight_in_two_places_is_masked_scaled_and_counted_once(one_layer: bool) -> None:
+    model, graph = Twice(one_layer), nx.cycle_graph(8)
+    masking = Masking.of(model)
+    assert (masking.names, masking.total, Masking.of(model, "network").dense) == (("first",), 256, 3 * 16)
+    masked: Any = masking.apply(model, graph)
+    kept = block_mask(graph, 16, 16)
+    expected = model.first.weight * kept * (16 / 6) ** 0.5  # type: ignore[operator]
+    torch.testing.assert_close(masked.first.weight, expected)
+    masked(images(8, 20)).square().sum().backward()
+    torch.optim.SGD(masked.parameters(), 0.1).step()
+    assert torch.equal(masked.second.weight, masked.first.weight)
+    assert (masked.second.weight[~kept] == 0).all()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert weight_counts(masked) == (total - int((~kept).sum()), total)
+    model.load_state_dict(plain_state(masked))
+    x = images(2, 20)
+    assert torch.equal(model(x), masked(x))
+
+
+def test_ends_stay_dense_wherever_their_weights_are_used_too() -> None:
+    model = mlp(16, 16, 16, 16, 16)
+    model[2].weight = model[6].weight  # type: ignore[assignment]
+    assert Masking.of(model).names == ("4",)
+    model[4].weight = model[0].weight  # type: ignore[assignment]
+    assert Masking.of(model, "network").names == ("0",)
+    with pytest.raises(ValueError, match="no layer to mask"):
+        Masking.of(model)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_layers_whose_weights_are_computed_are_refused_by_name(norm: Any) -> None:
+    model = mlp(20, 16, 16, 3)
+    norm(model[2])
+    with pytest.raises(ValueError, match=r"\['2'\].*remove_parametrizations"):
+        Masking.of(model)
+    parametrize.remove_parametrizations(model[2], "weight")
+    assert Masking.of(model).names == ("2",)
+
+
+def test_what_else_is_parametrized_is_no_mask() -> None:
+    model = mlp(20, 16, 16, 3).append(nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(1, 1, 3)))
+    masked = Masking.of(model).apply(model, nx.cycle_graph(8))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert weight_counts(masked) == (total - int((~block_mask(nx.cycle_graph(8), 16, 16)).sum()), total)
+    model.load_state_dict(plain_state(masked))
 
 
 def test_a_network_of_the_zoo_is_masked() -> None:

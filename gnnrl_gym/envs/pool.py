@@ -97,9 +97,11 @@ class PoolEnv(gym.Env[spaces.GraphInstance, Any]):
             ValueError: the action lies outside of the action space.
         """
         if self.action == "index":
-            if not 0 <= int(action) < len(self.pool):
-                raise ValueError(f"The action is a graph of the pool, 0 to {len(self.pool) - 1}, got {action}.")
-            return int(action)
+            index = np.asarray(action)
+            if index.shape or index.dtype.kind not in "iu" or not 0 <= index < len(self.pool):
+                last = len(self.pool) - 1
+                raise ValueError(f"The action is a graph of the pool, a whole number from 0 to {last}, got {action!r}.")
+            return int(index)
         units = np.asarray(action, float)
         if units.shape != (len(self.pool.names),) or not ((units >= -1e-6) & (units <= 1 + 1e-6)).all():
             raise ValueError(f"The action has a value in [0, 1] for each of {', '.join(self.pool.names)}; got {units}.")

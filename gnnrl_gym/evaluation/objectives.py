@@ -67,7 +67,8 @@ class ObjectiveEvaluator(PlanEvaluator):
 
     def _cut(self, plan: Ints | Kept) -> nn.Module:
         kept = np.asarray(plan, np.bool_) if plan.dtype == np.bool_ else self.network.kept(plan)
-        module = self._fast(self.network.slimmer.slim(kept))
+        with torch.inference_mode(False):  # what is made in it can't be trained
+            module = self._fast(self.network.slimmer.slim(kept))
         if self._proxy:
             steps, recipe, seed = self._proxy
             with zeros_held(self.network, module, kept):

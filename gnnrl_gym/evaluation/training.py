@@ -96,14 +96,14 @@ def train(
         `model`, in eval mode, after the last step. No split chooses one.
     """
     device = device or next(model.parameters()).device
-    layout = put_on(device, data, model)
-    model.train()
     per_epoch = data.train.shuffled_batches(recipe.batch)
     total = steps or recipe.epochs * per_epoch
-    optimizer = _optimizer(model, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _triangle(step, total))
     losses = []
-    with _own_randomness(seed, device), deterministic(device):
+    with undisturbed(seed, device), deterministic(device):
+        layout = put_on(device, data, model)
+        model.train()
+        optimizer = _optimizer(model, recipe)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _triangle(step, total))
         for step, batch in enumerate(itertools.islice(_batches(data, recipe, seed, device, layout), total), 1):
             losses.append(_step(model, optimizer, *batch, recipe.bfloat16))
             schedule.step()
@@ -125,9 +125,12 @@ def _triangle(step: int, total: int) -> float:
 
 
 @contextlib.contextmanager
-def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout draws from the global generators: seed them inside, put them back afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+def undisturbed(seed: int, device: torch.device) -> Iterator[None]:
+    """Gradients inside are the same wherever they are computed. What a network draws itself, such as dropout, comes
+    from `seed`, and the global generators are put back afterwards. Gradients are on, and a caller's autocast is off:
+    its cache would keep the weights as they were in the first step."""
+    own = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with own, torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         torch.manual_seed(seed)
         yield
 
@@ -145,7 +148,7 @@ def _batches(
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, bfloat16: bool) -> Tensor:
-    # no cache: under an autocast of the caller's it would keep the weights as they were in the first step
+    # no cache: inside the autocast of `undisturbed` it would keep the weights as they were in the first step
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
         outputs = main_output(model(images))
     loss = F.cross_entropy(outputs.float(), labels)

@@ -46,6 +46,12 @@ def importance_scores(
     return _norm(model, groups, 1 if kind == "l1" else 2)
 
 
+def transposed_weights(model: nn.Module) -> set[Tensor]:
+    """Weights [inputs, outputs, ...], of transposed convolutions: all others have their outputs first. Grouped ones are
+    none of them: along their first dimension lie the groups, which are outputs as well."""
+    return {m.weight for m in model.modules() if isinstance(m, nn.modules.conv._ConvTransposeNd) and m.groups == 1}
+
+
 def _check_batch(batch: Batch) -> None:
     if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         raise ValueError("batch is a pair of tensors, inputs [N, ...] and labels [N].")
@@ -98,9 +104,7 @@ def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
     """A unit goes when all its readers lose it: the sum of weight times gradient over them is the first-order change
     of the loss; its square is averaged over mini-batches."""
     model = copy_of(model).eval()
-    transposed = {
-        m.weight for m in model.modules() if isinstance(m, nn.modules.conv._ConvTransposeNd) and m.groups == 1
-    }
+    transposed = transposed_weights(model)
     readers = [(w, dim, owner) for w, dim, owner in _owned(model, groups) if dim == (0 if w in transposed else 1)]
     for weight, *_ in readers:
         weight.requires_grad_()  # what is not trained is pruned all the same

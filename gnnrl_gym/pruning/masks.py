@@ -37,9 +37,11 @@ def kept_units(widths: Ints, sparsity: float) -> int:
     units = int(widths.sum())
     keep = units - round(sparsity * units)
     if keep < len(widths):
+        digits = len(str(2 * units))  # enough to tell units apart; rounded down, since what is said has to be allowed
+        most = (units - len(widths)) * 10**digits // units / 10**digits
         raise ValueError(
             f"sparsity={sparsity} leaves {keep} of {units} units, but each of the {len(widths)} layers keeps one: "
-            f"give {1 - len(widths) / units:.4g} at most."
+            f"give {most:.{digits}g} at most."
         )
     return keep
 

@@ -316,7 +316,8 @@ def _warn_of_computed(trace: Trace, granularity: str) -> None:
     if left:
         warnings.warn(
             f"{granularity} pruning leaves {', '.join(dict.fromkeys(left))} dense: the weights there are computed from "
-            "parameters. Where a parametrization does that, torch.nn.utils.parametrize.remove_parametrizations makes them plain.",
+            "parameters. Where a parametrization does that, torch.nn.utils.parametrize.remove_parametrizations makes "
+            "them plain.",
             stacklevel=4,
         )
 

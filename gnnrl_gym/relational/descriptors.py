@@ -6,18 +6,23 @@ from collections.abc import Callable
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
 
 Descriptors = dict[str, float]
 
 
+def _adjacency(graph: nx.Graph) -> NDArray[np.float64]:
+    return nx.to_numpy_array(graph, weight=None)  # an edge is there or not, whatever attributes it has
+
+
 def _eigenvector_centrality(graph: nx.Graph) -> float:
     # not networkx's power iteration, which may stop short, nor its ARPACK, which starts at random
-    leading = np.linalg.eigh(nx.to_numpy_array(graph))[1][:, -1]
+    leading = np.linalg.eigh(_adjacency(graph))[1][:, -1]
     return float(np.abs(leading).mean())
 
 
 def _algebraic_connectivity(graph: nx.Graph) -> float:
-    laplacian = np.diag([degree for _, degree in graph.degree()]) - nx.to_numpy_array(graph)
+    laplacian = np.diag([degree for _, degree in graph.degree()]) - _adjacency(graph)
     return float(np.linalg.eigvalsh(laplacian)[1])
 
 
@@ -44,7 +49,7 @@ DESCRIPTORS: dict[str, Callable[[nx.Graph], float]] = {
 
 
 def describe(graph: nx.Graph) -> Descriptors:
-    """All descriptors of a connected simple graph without self-loops.
+    """All descriptors of a connected simple graph without self-loops; edges have no weights.
 
     * `density`: edges over possible edges, in [0, 1].
     * `average_degree_centrality`: mean of degree / (n - 1), in [0, 1]; equals the density.

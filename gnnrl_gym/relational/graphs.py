@@ -12,8 +12,9 @@ ATTEMPTS = 200
 def ws_flex(nodes: int, edges: int, rewiring: float, rng: np.random.Generator) -> nx.Graph:
     """A connected Watts-Strogatz graph whose mean degree need not be even (You et al. 2020, section 3.2, "WS-flex").
 
-    A ring in which each node is tied to its nearest neighbours, the last edges at random places; then every edge
-    keeps one end and gets another other end, by chance. Graphs that fall apart are drawn again.
+    A ring in which each node is tied to its nearest neighbours, the last edges at random places; then, by chance, an
+    edge keeps the end that it goes out from, clockwise, and gets another other end: so no node keeps more edges than
+    the next one. Graphs that fall apart are drawn again.
 
     Args:
         nodes: n, at least 3; they are numbered from 0.
@@ -32,28 +33,32 @@ def ws_flex(nodes: int, edges: int, rewiring: float, rng: np.random.Generator) -
         raise ValueError(f"rewiring is a probability in [0, 1], got {rewiring}.")
     for _ in range(ATTEMPTS):
         graph = nx.empty_graph(nodes)
-        graph.add_edges_from(np.argwhere(np.triu(_rewired(_ring(nodes, edges, rng), rewiring, rng))).tolist())
+        adjacency = _rewired(nodes, _ring(nodes, edges, rng), rewiring, rng)
+        graph.add_edges_from(np.argwhere(np.triu(adjacency)).tolist())
         if nx.is_connected(graph):
             return graph
     raise ValueError(f"No connected graph of {nodes} nodes and {edges} edges in {ATTEMPTS} draws: allow more edges.")
 
 
-def _ring(nodes: int, edges: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Adjacency [n, n]: whole rounds of the ring at growing distance, and a part of the next round at random."""
-    adjacency, places = np.zeros((nodes, nodes), bool), np.arange(nodes)
+def _ring(nodes: int, edges: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Edges [m, 2], from where clockwise to where: whole rounds of the ring at growing distance, and a part of the
+    next round at random."""
+    rounds, places = [], np.arange(nodes)
     left, distance = edges, 1
     while left:
         # across an even ring every edge is met from both of its ends
         starts = places[: nodes // 2] if 2 * distance == nodes else places
         chosen = starts if left >= len(starts) else rng.choice(starts, left, replace=False)
-        ends = (chosen + distance) % nodes
-        adjacency[chosen, ends] = adjacency[ends, chosen] = True
+        rounds.append(np.stack([chosen, (chosen + distance) % nodes], axis=1))
         left, distance = left - len(chosen), distance + 1
-    return adjacency
+    return np.concatenate(rounds)
 
 
-def _rewired(adjacency: NDArray[np.bool_], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    for start, end in np.argwhere(np.triu(adjacency)):
+def _rewired(nodes: int, ring: NDArray[np.int64], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Adjacency [n, n] of the ring's edges [m, 2], each rewired with probability `share`."""
+    adjacency = np.zeros((nodes, nodes), bool)
+    adjacency[ring[:, 0], ring[:, 1]] = adjacency[ring[:, 1], ring[:, 0]] = True
+    for start, end in ring:
         if rng.random() >= share:
             continue
         free = ~adjacency[start]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,17 @@ def owners(channels: int, nodes: int) -> Ints:
         ValueError: fewer channels than nodes, so that a node would own none.
     """
     if channels < nodes:
-        raise ValueError(f"{channels} channels are too few for {nodes} nodes: use fewer nodes or wider layers.")
+        raise ValueError(
+            f"{channels} channels are too few for {nodes} nodes: use fewer nodes or wider layers; an image's own "
+            "channels stay out of it with scope='hidden' (--scope hidden)."
+        )
     return np.arange(channels) * nodes // channels
 
 
 def linked(graph: nx.Graph) -> NDArray[np.bool_]:
     """Adjacency [n, n] with a self-loop on every node."""
-    return nx.to_numpy_array(graph, nodelist=range(len(graph)), dtype=bool) | np.eye(len(graph), dtype=bool)
+    edges = nx.to_numpy_array(graph, nodelist=range(len(graph)), dtype=bool, weight=None)  # whatever attributes it has
+    return edges | np.eye(len(graph), dtype=bool)
 
 
 def block_mask(graph: nx.Graph, outputs: int, inputs: int) -> Tensor:
@@ -67,7 +72,8 @@ class Masking:
     """Which layers of a network a graph masks, and how many weights that leaves. Make it with `Masking.of`.
 
     Attributes:
-        names: masked linear and convolution layers, as `named_modules` calls them.
+        names: masked linear and convolution layers, as `named_modules` calls them; of layers that share a weight, the
+            first.
         shapes: (outputs, inputs, weights per pair of channels) of each.
         dense: weights (no biases) that stay whole and count for the density all the same.
     """
@@ -89,13 +95,15 @@ class Masking:
                 channels, and the density counts all weights of the network, the dense ones included.
 
         Raises:
-            ValueError: unknown scope, or no layer is left to mask.
+            ValueError: unknown scope, a layer's weight is computed from others, or no layer is left to mask.
         """
         if scope not in SCOPES:
             raise ValueError(f"Unknown scope {scope!r}: choose one of {', '.join(SCOPES)}.")
         layers = _weighted(model)
-        inner = layers[1 if scope == "hidden" else 0 : -1]
-        masked = [(name, layer) for name, layer in inner if getattr(layer, "groups", 1) == 1]
+        _check_plain(layers)
+        ends = {layer.weight for _, layer in layers[-1:] + (layers[:1] if scope == "hidden" else [])}
+        once = _distinct(layers)
+        masked = [each for each in once if each[1].weight not in ends and getattr(each[1], "groups", 1) == 1]
         if not masked:
             raise ValueError(
                 f"Scope {scope!r} leaves no layer to mask among {[name for name, _ in layers]}: take a deeper network"
@@ -103,7 +111,7 @@ class Masking:
             )
         names = tuple(name for name, _ in masked)
         shapes = tuple((*layer.weight.shape[:2], _area(layer.weight)) for _, layer in masked)
-        dense: int = sum(layer.weight.numel() for name, layer in layers if name not in names)
+        dense: int = sum(layer.weight.numel() for name, layer in once if name not in names)
         return cls(names, shapes, dense if scope == "network" else 0)
 
     @property
@@ -148,13 +156,13 @@ class Masking:
         """
         masked = copy.deepcopy(model)
         for name in self.names:
-            layer = masked.get_submodule(name)
-            weight: Tensor = layer.weight  # type: ignore[assignment]
+            weight: Tensor = masked.get_submodule(name).weight  # type: ignore[assignment]
             mask = block_mask(graph, weight.shape[0], weight.shape[1]).to(weight)
             scale = (weight.shape[1] / mask.sum(1)).sqrt()
             shape = (-1,) + (1,) * (weight.ndim - 1)
             weight.data.mul_(scale.view(shape))
-            parametrize.register_parametrization(layer, "weight", Mask(mask.view(*mask.shape, *shape[2:])))
+            for layer in [module for module in masked.modules() if _own(module) is weight]:
+                parametrize.register_parametrization(layer, "weight", Mask(mask.view(*mask.shape, *shape[2:])))
         return masked
 
 
@@ -162,19 +170,27 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """State dict of a masked network for its unmasked twin: the masked weights are plain zeros."""
     # not remove_parametrizations: copies of a module share the class that it takes the weight from
     state = model.state_dict()
-    for name, module in model.named_modules():
-        if parametrize.is_parametrized(module, "weight"):
-            original = state.pop(f"{name}.parametrizations.weight.original")
-            state[f"{name}.weight"] = original * state.pop(f"{name}.parametrizations.weight.0.mask")
+    for name, _ in _masked(model):
+        original = state.pop(f"{name}.parametrizations.weight.original")
+        state[f"{name}.weight"] = original * state.pop(f"{name}.parametrizations.weight.0.mask")
     return state
 
 
 def weight_counts(model: nn.Module) -> tuple[int, int]:
     """(kept, total): parameters of a network, biases included, that masks leave, and all."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    lists = [module for module in model.modules() if isinstance(module, parametrize.ParametrizationList)]
-    removed = sum(int((each[0].get_buffer("mask") == 0).sum()) * _area(each.original) for each in lists)
+    masks = {weight.original: weight[0].mask for _, weight in _masked(model)}  # what layers share counts once
+    removed = sum(int((mask == 0).sum()) * _area(weight) for weight, mask in masks.items())
     return total - removed, total
+
+
+def _masked(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every masked layer's weight, a `ParametrizationList`, by each name that the layer has."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if parametrize.is_parametrized(module, "weight"):
+            weight: Any = module.parametrizations.weight  # type: ignore[union-attr]
+            if isinstance(weight[0], Mask):
+                yield name, weight
 
 
 def _area(weight: Any) -> int:
@@ -185,6 +201,28 @@ def _area(weight: Any) -> int:
 def _weighted(model: nn.Module) -> list[tuple[str, Any]]:
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+
+
+def _own(module: nn.Module) -> Tensor | None:
+    """The parameter `weight` of a module itself, if it has one."""
+    return dict(module.named_parameters(recurse=False)).get("weight")
+
+
+def _check_plain(layers: list[tuple[str, Any]]) -> None:
+    computed = [name for name, layer in layers if _own(layer) is None]
+    if computed:
+        raise ValueError(
+            f"The weights of {computed} are computed from other parameters, and masks are of plain weights: call "
+            "torch.nn.utils.parametrize.remove_parametrizations (or remove_weight_norm, ...) on these layers first."
+        )
+
+
+def _distinct(layers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Of layers that share a weight the first."""
+    first: dict[Tensor, tuple[str, Any]] = {}
+    for name, layer in layers:
+        first.setdefault(layer.weight, (name, layer))
+    return list(first.values())
 
 
 def _sizes(channels: int, nodes: int) -> Ints:

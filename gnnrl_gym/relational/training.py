@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnrl_gym.evaluation.determinism import deterministic
+from gnnrl_gym.evaluation.training import main_output, undisturbed
 from gnnrl_gym.relational.masks import Masking
 from gnnrl_gym.zoo import DataSplits, Split, load_model
 from gnnrl_gym.zoo.data import augment
@@ -82,20 +83,19 @@ class Trainer:
             seed: of the initial weights, of the order of the images and of their shifts.
         """
         recipe, (images, labels) = recipe or Recipe(), self._train
-        model = self.fresh(graph, seed).to(self.device).train()
-        steps = epochs * self.data.train.shuffled_batches(BATCH)
-        optimizer = torch.optim.SGD(
-            model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
-        )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-        generator = torch.Generator().manual_seed(seed)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), deterministic(self.device):  # what a network draws itself, such as dropout
-            torch.manual_seed(seed)
+        with undisturbed(seed, self.device), deterministic(self.device):
+            model = self.fresh(graph, seed).to(self.device).train()
+            steps = epochs * self.data.train.shuffled_batches(BATCH)
+            optimizer = torch.optim.SGD(
+                model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
+            )
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+            generator = torch.Generator().manual_seed(seed)
             for _ in range(epochs):
                 order = torch.randperm(len(labels), generator=generator).to(self.device)
                 for part in training_batches(order, BATCH):
-                    loss = F.cross_entropy(model(recipe.shifted(images[part], generator)), labels[part])
+                    outputs = main_output(model(recipe.shifted(images[part], generator)))
+                    loss = F.cross_entropy(outputs, labels[part])
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     optimizer.step()
@@ -121,7 +121,8 @@ class Trainer:
         return images.to(self.device), labels.to(self.device)
 
 
-@torch.inference_mode()
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    predicted = torch.cat([model(part).argmax(1) for part in images.split(1024)])
+    with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):  # as it was trained
+        # copies: a forward may change its input in place
+        predicted = torch.cat([model(part.clone()).argmax(1) for part in images.split(1024)])
     return int((predicted == labels).sum()) / len(labels)
