@@ -18,7 +18,7 @@ from agents.bayesian import bayesian, random_graphs, require_botorch
 from agents.bogp_record import BogpResult, Question, report
 from agents.recorder import LOG, EvaluationsExhausted, PlanRecorder, remembered
 from agents.results import ASKED_OF, RESULT, WEIGHTS, digest_of_data, write_atomic
-from agents.run_folder import begin, free_folder
+from agents.run_folder import begun, free_folder
 from gnnrl_gym.envs.relational import RelationalEnv
 from gnnrl_gym.files import read_json
 from gnnrl_gym.relational.masks import plain_state
@@ -53,8 +53,7 @@ def bogp(
     resume = resume and (Path(out) / ASKED).is_file()
     folder = Path(out) if resume else free_folder(out)
     start, env = time.perf_counter(), question.environment(device)  # before anything is written: it may refuse
-    begin(out, _asked(question, env, folder), resume, ASKED)
-    with _one_thread_if_small(env):
+    with begun(out, _asked(question, env, folder), resume, ASKED), _one_thread_if_small(env):
         found = {name: _search(name, env, question, folder / name, progress) for name in SEARCHERS}
         trained = _trained(env, question, folder, {name: pick for name, (pick, _) in found.items()})
     result = _result(env, question, found, trained, time.perf_counter() - start)

@@ -18,6 +18,7 @@ from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.masks import digest
 
 LOG = "evaluations.jsonl"
+LATENCIES = "latency.json"  # that the plans of a run were landed by
 MOST_UNITS = 20_000  # masks of more are logged by their digest: a line of 266,200 weights would have a megabyte
 
 
@@ -159,9 +160,12 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
 
     def _check_known(self, line: dict[str, Any]) -> None:
         if line[self.plan_key] != self._known[self.spent - 1][self.plan_key]:
+            others = "settings, versions or threads"
+            if "latency_ratio" in line and self._log and not self._log.with_name(LATENCIES).is_file():
+                others += f", or once its measured latencies are lost (there is no {LATENCIES})"
             raise ValueError(
                 f"Evaluation {self.spent} of the interrupted run was of another plan than now: it can't be resumed "
-                "with other settings, versions or threads. Start it anew with another --out."
+                f"with other {others}. Start it anew with another --out."
             )
 
     def _check_alone(self, log: Path) -> None:

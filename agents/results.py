@@ -232,7 +232,9 @@ def environment_record(env: NetworkEnv) -> dict[str, Any]:
     """The environment's arguments, modules and data sets by name, and digests (`DIGESTS`) of what names don't say."""
     names = {"model": name_of(env.arguments["model"]), "data": env.data.name}
     digests = (digest_of(env.given.state_dict()), digest_of_data(env.data))
-    return env.arguments | names | dict(zip(DIGESTS, digests, strict=True))
+    record = env.arguments | names | dict(zip(DIGESTS, digests, strict=True))
+    record.pop("latencies", None)  # a run folder holds them itself
+    return record
 
 
 def digest_of_data(data: DataSplits) -> str:

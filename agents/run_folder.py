@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.recorder import LOG
-from agents.results import ASKED_OF, DIGESTS, RESULT, WEIGHTS, write_atomic, written_by
+import torch
+
+from agents.recorder import LATENCIES, LOG
+from agents.results import ASKED_OF, DIGESTS, RESULT, WEIGHTS, SearchResult, write_atomic, written_by
+from gnnrl_gym.envs.budget import Meter
+from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.files import check_entries, plain, read_json
 
 COPY = "Copy the run to a folder that can be written, and go on there."
@@ -77,7 +82,7 @@ def begun(out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: boo
     try:
         yield folder
     except BaseException:
-        if folder and not resume and not (folder / LOG).is_file():
+        if folder and not resume and not any(folder.rglob(LOG)):  # bogp's are in folders of their own
             _clear(folder, there)
         raise
 
@@ -109,6 +114,21 @@ def begin(out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: boo
     return folder
 
 
+def keep_latencies(folder: Path | None, envs: Sequence[PruneEnv]) -> None:
+    """Let plans land by the latencies that a run was begun with: measured again, or on another machine, they would be
+    others, and with them every plan. Runs of before they were kept have those of the cache."""
+    if folder is None or all(env.meter.table is None for env in envs):
+        return
+    path = folder / LATENCIES
+    if not path.is_file() and not (folder / LOG).is_file():
+        tables = [env.meter.table for env in envs if env.meter.table]
+        figures = {name: found for table in tables for name, found in table.figures().items()}
+        write_atomic(path, lambda file: file.write(json.dumps(figures).encode()))
+    if path.is_file():
+        for env in envs:
+            env.meter = Meter(env.network, env.budgets, path)
+
+
 def read_asked(run: str | os.PathLike[str], name: str, **kinds: type) -> dict[str, Any]:
     """What was asked of the unfinished run in a folder, by its file `name`, which differs from command to command.
 
@@ -124,7 +144,8 @@ def read_asked(run: str | os.PathLike[str], name: str, **kinds: type) -> dict[st
     if not path.is_file():
         raise FileNotFoundError(f"No run to resume: there is no {str(path)!r}.")
     if finished(folder):
-        raise FileExistsError(f"The run in {str(folder)!r} is finished: for another, choose another --out.")
+        later = _fine_tuning_left(folder, read_json(path)) or "for another, choose another --out."
+        raise FileExistsError(f"The run in {str(folder)!r} is finished: {later}")
     if (folder / RESULT).is_file() and read_json(folder / RESULT).get("finetuned_accuracy") is not None:
         raise FileExistsError(
             f"The interrupted run in {str(folder)!r} is fine-tuned by now, and going on would overwrite that: move "
@@ -135,6 +156,31 @@ def read_asked(run: str | os.PathLike[str], name: str, **kinds: type) -> dict[st
     if "environment" in kinds:
         check_entries(path, asked["environment"], {"model": str})
     return asked
+
+
+def _fine_tuning_left(folder: Path, asked: dict[str, Any]) -> str:
+    """How the fine-tuning of a finished run goes on that was killed after an epoch; "" where none was."""
+    from agents.refine import CHECKPOINT  # which checks run folders
+
+    left = folder / f"{CHECKPOINT}{read_json(folder / RESULT).get('finetune_epochs') or 0}.pt"
+    if not left.is_file():
+        return ""
+    try:
+        options = _finetuned_with(folder, left, asked)
+    except Exception:  # whatever a damaged checkpoint, record or data set raises: the command itself says more
+        options = []
+    command = shlex.join(["gnnrl", "finetune", str(folder), *options])
+    return f"its fine-tuning was interrupted, and goes on after its last whole epoch with {command}"
+
+
+def _finetuned_with(folder: Path, checkpoint: Path, asked: dict[str, Any]) -> list[str]:
+    """The options of the fine-tuning that left a checkpoint: with others it would begin anew."""
+    settings = torch.load(checkpoint, map_location="cpu", weights_only=True)["settings"]
+    epochs, learning_rate, seed, schedule, (_, distill), _, images = settings[:7]
+    given = {"epochs": epochs, "learning-rate": learning_rate, "schedule": schedule, "distill": distill, "seed": seed}
+    given["images"] = "train" if images == len(SearchResult.load(folder).splits().train) else "all"
+    given["device"] = asked["environment"].get("device", "auto")
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
 def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], name: str) -> None:

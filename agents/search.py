@@ -14,7 +14,7 @@ from torch import nn
 
 from agents.recorder import EvaluationsExhausted, PlanRecorder, check_wrappers, remembered
 from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record
-from agents.run_folder import begun, seconds_before
+from agents.run_folder import begun, keep_latencies, seconds_before
 from agents.searchers import SEARCHERS, plan_searchers
 from agents.transfer import read_policy
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
@@ -54,7 +54,7 @@ def search(
         out: run folder for `result.json`, `pruned.pt`, `evaluations.jsonl` and what the method logs. It must not
             hold a run already. A search that fails before its first evaluation leaves nothing there.
         progress: show a bar on a terminal, elsewhere a line every tenth of the way.
-        resume: `out` may hold an interrupted run of the same search.
+        resume: `out` may hold an interrupted run of the same search. Its latencies count, in `env` from then on.
         settings: passed on to the searcher.
 
     Raises:
@@ -70,6 +70,7 @@ def search(
     asked = {"method": method, "evaluations": evaluations, "seed": seed, "environment": environment, **settings}
     with begun(out, asked, resume, ASKED) as folder:
         start = time.perf_counter()
+        keep_latencies(folder, [prune])
         recorder, interrupted = _searched(env, prune, method, evaluations, seed, folder, progress, settings)
         seconds = seconds_before(folder) + time.perf_counter() - start
         assert recorder.best is not None

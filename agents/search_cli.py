@@ -22,6 +22,7 @@ from agents.cli_common import (
     say,
     show,
 )
+from agents.recorder import LATENCIES
 from agents.refine import finetune_run
 from agents.results import environment_arguments
 from agents.run_folder import free_folder, read_asked
@@ -94,6 +95,8 @@ def _go_on(folder: Path, finetune: int) -> None:
     asked = read_asked(folder, ASKED, environment=dict, method=str, evaluations=int, seed=int)
     arguments = environment_arguments(asked.pop("environment"))
     check_has_a_name(folder, arguments["model"], "agents.search")
+    if (folder / LATENCIES).is_file():
+        arguments["latencies"] = folder / LATENCIES
     _run(made_as_begun("GNNRL-Prune-v0", arguments), folder, finetune, **asked, resume=True)
 
 

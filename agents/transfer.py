@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents.recorder import PlanRecorder, check_wrappers, remembered
 from agents.results import ASKED_OF, RESULT, environment_record, versions, write_atomic
-from agents.run_folder import begun, check_writable, finished
+from agents.run_folder import begun, check_writable, finished, keep_latencies
 from agents.sb3 import PruneVecEnv
 from gnnrl_gym.checks import check_seed, check_whole
 from gnnrl_gym.envs.prune_many import PruneManyEnv
@@ -74,6 +74,7 @@ def train_policy(
     settings = {**TRAINING, **settings, "policy_kwargs": policy}
     slots = settings.pop("slots", 10)
     with begun(out, asked, resume, ASKED) as folder:
+        keep_latencies(folder, inner.envs)
         for line in remembered(folder, "network", "widths", "search_accuracy") if folder else ():
             env_of = inner.envs[line["network"]]
             plan = np.array(line["widths"])[: len(env_of.network.widths)]  # without the padding of `info`

@@ -137,6 +137,24 @@ def test_equal_seeds_equal_runs_also_after_a_kill(
     assert len(trainings) == done + 1  # what was done before the kill was not done again
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_fails_before_its_first_score_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    pytest.importorskip("botorch", reason='needs botorch: pip install -e ".[bayesian]"')
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("gnnrl_gym.relational.training.Trainer.train", failing)
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bogp(QUESTION, folder, "cpu")
+    assert folder.exists() == there and not list(tmp_path.glob("run/*"))
+
+
 def test_another_question_is_not_resumed(run: tuple[BogpResult, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run[1], folder)

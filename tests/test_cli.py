@@ -21,6 +21,7 @@ from agents.cli_common import new_folder
 from agents.recorder import EvaluationsExhausted
 from agents.searchers import SEARCHERS
 from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.zoo import load_data, load_model
 
 COMMANDS = ("search", "finetune", "evaluate")
@@ -362,6 +363,28 @@ def test_interrupted_finetune_says_how_it_goes_on(shell: Shell, run: Path, monke
 
 def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("given", ["", "--images all --distill 0.5 --schedule one-cycle --learning-rate 0.01 --seed 3"])
+def test_a_finished_search_says_how_its_killed_fine_tuning_goes_on(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    run = tmp_path / "a run"
+    shell(*small(run, "--finetune", 0))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "agents.refine.finetune", lambda *own, **more: finetune(*own, **more | {"on_epoch": interrupted})
+        )
+        assert shell("finetune", run, "--epochs", 2, "--device", "cpu", *given.split())[0] == 130
+    code, _, err = shell("search", "--resume", run)
+    hint = re.search(r"is finished: .* whole epoch with gnnrl (finetune .+)", err)
+    assert code == 2 and hint is not None
+    code, _, err = shell(*shlex.split(hint[1]))
+    assert code == 0 and re.findall(r"(\d)/2 epochs", err) == ["2"]
+    (run / "finetuning-0.pt").touch()  # left of a fine-tuning that is over
+    assert "choose another --out" in shell("search", "--resume", run)[2]
+    (run / "finetuning-2.pt").touch()
+    assert shell("search", "--resume", run)[2].endswith(f"whole epoch with gnnrl finetune '{run}' ")
 
 
 def after_one(searcher: Callable[..., Any]) -> Callable[..., Any]:

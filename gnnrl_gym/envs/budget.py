@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
@@ -39,13 +40,18 @@ def in_words(budgets: Mapping[str, float]) -> str:
 class Meter:
     """Costs of plans of one network by metric. Latency is measured only where it is asked for.
 
+    Args:
+        latencies: file of measured figures, see `kept` of `LatencyTable`.
+
     Attributes:
         dense: cost of the dense network by metric.
         table: the latency table, None without latency.
     """
 
-    def __init__(self, network: PrunableNetwork, metrics: Iterable[str]) -> None:
-        self.table = LatencyTable(network) if "latency" in metrics else None
+    def __init__(
+        self, network: PrunableNetwork, metrics: Iterable[str], latencies: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.table = LatencyTable(network, kept=latencies) if "latency" in metrics else None
         self._costs: dict[str, Callable[[Ints], Any]] = {
             "macs": network.macs, "params": network.params, "memory": network.memory
         }  # fmt: skip

@@ -89,6 +89,8 @@ class PruneEnv(NetworkEnv, EzPickle):
     * `objective`: None scores the network as it is given. To prune before training, as in `GNNRL-Mask-v0`: `untrained`,
       `pretrained` (after `pretrain_epochs` epochs) or `proxy` (each plan after `proxy_steps` steps of training). They
       start from random weights where a named model is given no others.
+    * `latencies`: a file of measured latencies, such as a run folder's `latency.json`; they count, and nothing is
+      measured here.
 
     `reset(options={"budget": b})` sets the budget of one episode, counted by the same metrics.
 
@@ -124,6 +126,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         objective: str | None = None,
         pretrain_epochs: int = 2,
         proxy_steps: int = 200,
+        latencies: str | os.PathLike[str] | None = None,
     ) -> None:
         self.arguments = own_arguments(locals())
         EzPickle.__init__(self, **self.arguments)
@@ -138,7 +141,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         floors = np.maximum(np.ceil(floor * full).astype(np.int64), self.network.least)
         self._steps_full, self._steps_floor = to_steps(full, round_to), to_steps(floors, round_to)
         self.floors = to_widths(self._steps_floor, full, round_to)
-        self.meter = Meter(self.network, budgets)
+        self.meter = Meter(self.network, budgets, latencies)
         self.meter.check(budgets, self.floors)
         self.budgets = self._default_budgets = budgets
         if objective is not None:  # after the check: training takes its time, and changes no cost

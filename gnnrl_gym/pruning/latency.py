@@ -25,7 +25,7 @@ import torch
 from scipy.optimize import nnls
 
 from gnnrl_gym.checks import check_whole
-from gnnrl_gym.files import cache_folder, read_json, write_atomic
+from gnnrl_gym.files import cache_folder, check_entries, locked, read_json, write_atomic
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.timing import Operation, operations, place, take_turns
@@ -41,16 +41,19 @@ class LatencyTable:
     """Seconds of one forward of the example input, for any plan.
 
     Predictions never fall when a width grows. They hold for this machine, device, number of threads and version of
-    torch; measurements are kept in a file of that name and reused, also by other networks with the same layers.
+    torch; measurements are kept in a file of that name and reused, also by other networks with the same layers. Of
+    processes that measure at once the first to be done counts, so that all of them predict alike.
 
     Args:
         network: the dense network; it is measured where its parameters are, and on its example input (batch included).
         repeats: how often everything is measured; medians count.
         cache: folder of the measurements. Default `~/.cache/gnnrl_gym/latency`. Where nothing can be written, it warns.
         refresh: measure anew even what the cache holds.
+        kept: file with the `figures` of this network, of here or elsewhere: they count, and nothing is measured.
 
     Raises:
-        ValueError: `repeats` is no whole number of at least 1.
+        ValueError: `repeats` is no whole number of at least 1, or `kept` is damaged or has no figures of this network.
+        FileNotFoundError: `kept` is not there.
     """
 
     def __init__(
@@ -59,15 +62,16 @@ class LatencyTable:
         repeats: int = 20,
         cache: str | os.PathLike[str] | None = None,
         refresh: bool = False,
+        kept: str | os.PathLike[str] | None = None,
     ) -> None:
         check_whole(1, repeats=repeats)
-        self.network, self.repeats = network, repeats
+        self.network, self.repeats, self._refresh = network, repeats, refresh
         self.device = next(network.model.parameters()).device
         self.place = place(self.device)
         name = hashlib.sha256(f"{self.place} {SHARES} {LAYOUT}".encode()).hexdigest()[:16]
         self._file = (Path(cache) if cache else cache_folder() / "latency") / f"{name}.json"
         self._operations = operations(network.trace, network.channels, network.groups)
-        known: dict[str, Any] = {} if refresh else self._read()
+        known = self._kept(Path(kept)) if kept is not None else {} if refresh else self._read()
         self._arrays(self._measured(known))
         found: list[float] = known.get(self._key) or self._calibrated()
         self._factor, self._constant = found
@@ -108,10 +112,13 @@ class LatencyTable:
         self._grids = np.maximum.accumulate(np.maximum.accumulate(grid, 1), 2)
 
     def _block(self, op: Operation) -> int:
-        """Channels that the kernels of an operation work on at a time: those of a vector register."""
-        if not op.weighted or self.device.type != "cpu":
-            return 8 if op.weighted else 1
-        return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+        """Channels that the kernels of an operation work on at a time."""
+        return self._vector if op.weighted else 1
+
+    @cached_property
+    def _vector(self) -> int:
+        """Channels of a vector register."""
+        return 16 if self.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
     def _counts(self, op: Operation, axis: int) -> list[int]:
         """Channel counts at which an operation is measured: whole blocks and whole convolution groups."""
@@ -127,9 +134,7 @@ class LatencyTable:
         """Grid of seconds of every operation by key; alike ones are measured once."""
         missing = {op.key: op for op in self._operations if op.key not in known}
         if missing:
-            new = self._measure(missing.values())
-            self._write(new)
-            known = known | new
+            known = known | self._write(self._measure(missing.values()))
         return known
 
     def _measure(self, ops: Iterable[Operation]) -> dict[str, Grid]:
@@ -173,8 +178,8 @@ class LatencyTable:
         alone = self._sum(full)
         if found[0] * alone < LEAST_SHARE * whole[0]:  # a constant alone would say that no pruning ever saves time
             found = [float(whole[0] / alone), 0.0]
-        self._write({self._key: found})
-        return list(found)
+        counts: list[float] = self._write({self._key: found})[self._key]
+        return counts
 
     def measure(self, plans: npt.ArrayLike) -> list[float]:
         """Median seconds of one forward of each network of `plans` [B, A], really built; they take turns."""
@@ -204,12 +209,38 @@ class LatencyTable:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _write(self, new: dict[str, Any]) -> None:
-        record = {"place": self.place, "shares": SHARES, "seconds": self._read() | new}
+    def _write(self, new: dict[str, Any]) -> dict[str, Any]:
+        """What counts, by key: where another process was faster, its figures, which it predicts with already."""
+        seconds = new
         try:
-            write_atomic(self._file, lambda file: file.write(json.dumps(record).encode()))
+            with locked(self._file):
+                there = self._read()
+                seconds = there | new if self._refresh else new | there
+                record = {"place": self.place, "shares": SHARES, "seconds": seconds}
+                write_atomic(self._file, lambda file: file.write(json.dumps(record).encode()))
         except OSError as error:  # a cache saves time only
             _warn_unwritable(str(self._file.parent), str(error))
+        return seconds
+
+    # ---- a run's own ------------------------------------------------------------------------------------------
+
+    def figures(self) -> dict[str, Any]:
+        """All that predictions are made from, under a name for this network: what a file that is `kept` holds."""
+        grids = {op.key: grid.tolist() for op, grid in zip(self._operations, self._grids, strict=True)}
+        seconds = grids | {self._key: [self._factor, self._constant]}
+        return {f"{self._key} {LAYOUT}": {"place": self.place, "vector": self._vector, "seconds": seconds}}
+
+    def _kept(self, path: Path) -> dict[str, Any]:
+        """The seconds in a file of `figures`. They are those of their machine, and so are the vectors."""
+        found, name = read_json(path), f"{self._key} {LAYOUT}"
+        if name not in found:
+            raise ValueError(f"{str(path)!r} has no latencies of this network, as this version of torch traces it.")
+        check_entries(path, found, {name: dict})
+        check_entries(path, found[name], {"place": str, "vector": int, "seconds": dict})
+        self.place, self._vector = found[name]["place"], found[name]["vector"]
+        seconds: dict[str, Any] = found[name]["seconds"]
+        check_entries(path, seconds, dict.fromkeys([self._key, *(op.key for op in self._operations)], list))
+        return seconds
 
 
 def _rounded(counts: Floats, blocks: Floats) -> Floats:
