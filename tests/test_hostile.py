@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -209,7 +210,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "quantised": (quantised, images(2, 8), "Linear '0' is quantised: prune the floating-point network"),
     "holds a lock": (lambda: changed(lambda m: setattr(m, "lock", threading.Lock())), X, "can't be copied.*locks"),
     "holds a tensor of a graph": (
-        lambda: changed(lambda m: setattr(m, "cache", m.first.weight * 2)), X, "can't be copied.*Remove"
+        lambda: changed(lambda m: setattr(m, "cache", SimpleNamespace(inside=m.first.weight * 2))), X,
+        "can't be copied.*Remove",
     ),
 }  # fmt: skip
 

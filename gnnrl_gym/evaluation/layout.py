@@ -38,10 +38,11 @@ def put_on(device: torch.device, data: DataSplits, *networks: nn.Module | None) 
     Returns:
         The layout, which the images should have.
     """
-    for network in filter(None, networks):
+    given = [network for network in networks if network is not None]
+    for network in given:
         network.to(device)
     images, _ = data.train.batch(torch.arange(min(2, len(data.train))))
-    layout = fitting_layout(images.to(device), *networks)
-    for network in filter(None, networks):
+    layout = fitting_layout(images.to(device), *given)
+    for network in given:
         network.eval().to(memory_format=layout)  # type: ignore[call-overload]
     return layout
