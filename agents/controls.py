@@ -88,7 +88,8 @@ def _cut(rise: np.ndarray, kept: np.ndarray, env: Any) -> np.ndarray:
         at = np.append(kept, 0.0)
         return np.array([np.interp(threshold, curves[:, g], at) for g in range(rise.shape[1])])
 
-    return share(_smallest(lambda threshold: env.within_budget(env.plan(share(threshold))), float(2 * rise.max() + 1)))
+    # of what is played, not of the share: 1 - (1 - share) is not always the same, and bisection ends where that counts
+    return share(_smallest(lambda threshold: env.peek(1 - share(threshold)) is not None, float(2 * rise.max() + 1)))
 
 
 def _smallest(enough: Callable[[float], bool], high: float = 1.0) -> float:

@@ -113,8 +113,8 @@ def ppo(
 
     Args:
         policy: a policy file to start from (`agents.transfer`); "general", the one that ships with the package; None
-            to learn from nothing; "auto": general where channels are removed, which is what it has learned, else None.
-            Its mean plan is the first evaluation, and its offsets per group are learned.
+            to learn from nothing; "auto": general where channels are removed and plans land exactly on the budget, as
+            it has learned, else None. Its mean plan is the first evaluation, and its offsets per group are learned.
         settings: override `HYPERPARAMETERS`; with a policy also `ADAPTATION`.
 
     Raises:
@@ -123,7 +123,8 @@ def ppo(
     check_no_schedules(settings)
     if policy == "auto":
         arguments = getattr(recorder.unwrapped, "arguments", {})
-        policy = GENERAL if arguments.get("granularity") == "channels" else None
+        learned = {"granularity": "channels", "landing": "exact"}
+        policy = GENERAL if learned.items() <= arguments.items() else None
     if policy is not None:
         settings = {**ADAPTATION, **settings}
     device, slots = str(recorder.unwrapped.device), settings.get("batch_size", SLOTS)  # type: ignore[attr-defined]

@@ -19,16 +19,23 @@ class Progress:
         self._plain = shown and self._bar.disable  # which tqdm is where there is no terminal
         self._head = f"{desc}: " if desc else ""
         self._total, self._unit, self._lines, self._done = total, unit, lines, 0
+        self._unsaid = ""  # how it goes, since the last line
 
     def at(self, done: int, text: str) -> None:
         """`done` steps are done; `text` says how it goes."""
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(done - self._done)
         before, now = (count * self._lines // max(self._total, 1) for count in (self._done, done))
-        if self._plain and now > before:
-            print(f"{self._head}{done}/{self._total} {self._unit}s, {text}", file=sys.stderr, flush=True)
-        self._done = done
+        self._done, self._unsaid = done, text
+        if now > before:
+            self._say()
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bar, or say how it went since the last line."""
         self._bar.close()
+        self._say()
+
+    def _say(self) -> None:
+        if self._plain and self._unsaid:
+            print(f"{self._head}{self._done}/{self._total} {self._unit}s, {self._unsaid}", file=sys.stderr, flush=True)
+        self._unsaid = ""

@@ -59,7 +59,7 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
         self.best: Ints | None = None
         self.best_accuracy = -1.0
         self.accuracies: list[float] = []
-        self.steps = 0
+        self._idle = 0  # steps since the last evaluation
         self._start = env.unwrapped.evaluations  # type: ignore[attr-defined]
         self._bar = Progress(evaluations, "evaluation", shown=progress)
 
@@ -75,8 +75,8 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
 
     @property
     def exhausted(self) -> bool:
-        """Whether the search is over. Steps are bounded too: a policy may never reach the budget."""
-        return self.spent >= self.limit or self.steps >= 10 * self.limit + 500
+        """Whether the search is over. Steps without an evaluation are bounded: a policy may never reach the budget."""
+        return self.spent >= self.limit or self._idle >= 10 * self.limit + 500
 
     def step(self, action: Any) -> Any:
         """Step, and record the plan if it was evaluated.
@@ -92,8 +92,9 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
             raise EvaluationsExhausted
         before = self.spent
         result = env.step(action)
-        self.steps += 1
+        self._idle += 1
         if self.spent > before:
+            self._idle = 0
             self._record(result[4])
         return result
 
@@ -156,7 +157,8 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
             file.write(json.dumps(line) + "\n")
         self._size = _size_of(self._log)
         self._curves.add_scalar("search/accuracy", accuracy, self.spent)
-        self._curves.add_scalar("search/best accuracy", self.best_accuracy, self.spent)
+        if self.best is not None:
+            self._curves.add_scalar("search/best accuracy", self.best_accuracy, self.spent)
 
     def _check_known(self, line: dict[str, Any]) -> None:
         if line[self.plan_key] != self._known[self.spent - 1][self.plan_key]:

@@ -96,6 +96,7 @@ class PruneVecEnv(DummyVecEnv):
         if isinstance(env, PlanRecorder):
             found = [SlotRecorder(slot, env) for slot in found]
         super().__init__([lambda slot=slot: make_sb3_env(slot) for slot in found])  # type: ignore[misc]
+        self._recorder = env if isinstance(env, PlanRecorder) else None
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """The same seed for every slot: where a reset draws, all draw the same, so that plans can be compared."""
@@ -104,7 +105,8 @@ class PruneVecEnv(DummyVecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step every slot; finished ones are reset."""
-        slots: list[Any] = [env.unwrapped for env in self.envs]
+        left = None if self._recorder is None else self._recorder.left  # slots that may still score a plan
+        slots: list[Any] = [env.unwrapped for env in self.envs][:left]
         ratios = [(np.clip(action, -1, 1) + 1) / 2 for action in self.actions]
-        prefetch(slots, [row[: slot.action_space.shape[0]] for row, slot in zip(ratios, slots, strict=True)])
+        prefetch(slots, [row[: slot.action_space.shape[0]] for row, slot in zip(ratios, slots, strict=False)])
         return super().step_wait()

@@ -148,7 +148,7 @@ def _result(
         importance=env.arguments["importance"],
         method=method,
         seed=seed,
-        evaluations=recorder.spent,
+        evaluations=len(recorder.accuracies),  # one that was interrupted is none
         search_accuracy=recorder.best_accuracy,
         test_accuracy=accuracy(slim, env.data.test),
         seconds=seconds,

@@ -17,6 +17,8 @@ from conftest import count_params
 from torch import Tensor
 
 from agents import SearchResult, search
+from agents.controls import _cut
+from agents.progress import Progress
 from agents.recorder import PlanRecorder
 from agents.refine import evaluate_run, finetune_run
 from agents.searchers import SEARCHERS
@@ -327,3 +329,66 @@ def linear(left: float) -> float:
 def test_schedules_that_would_stand_still_raise(digits_env: Env, method: str) -> None:
     with pytest.raises(ValueError, match="learning_rate is a function"):
         search(digits_env, method, 4, learning_rate=linear)
+
+
+# ---- what is played, counted and said ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("landing", ["free", "exact"])
+def test_what_sensitivity_cuts_is_within_the_budget_as_it_is_played(landing: str) -> None:
+    """Where bisection ends, a width is at the edge of rounding, and 1 - (1 - share) may fall on the other side."""
+    env: Any = gym.make("GNNRL-Prune-v0", landing=landing, search_images=10, recalibration_images=4).unwrapped
+    kept, rng = np.array([1.0, 0.8, 0.6, 0.4, 0.2]), np.random.default_rng(0)
+    for budget in np.linspace(0.06, 0.5, 60):
+        env.reset(options={"budget": float(budget)})
+        rise = np.maximum.accumulate(30 * rng.random((5, len(env.network.widths))))  # steep: bisection ends at the edge
+        assert env.peek(1 - _cut(rise, kept, env)) is not None
+
+
+def test_small_steps_don_t_end_a_search(tmp_path: Path) -> None:
+    """A policy may never reach the budget; one that does so slowly is not given up."""
+    env = gym.make("GNNRL-Prune-v0", budget=0.5, max_steps=1000, search_images=10, recalibration_images=4)
+    recorder = PlanRecorder(env, 5)
+    recorder.play(np.full((5, env.action_space.shape[0]), 0.002))  # type: ignore[index]
+    assert len(recorder.accuracies) == 5
+
+
+def test_an_evaluation_that_is_interrupted_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env: Any = gym.make("GNNRL-Prune-v0", search_images=10, recalibration_images=4, device="cpu")
+    measure, calls = env.unwrapped.evaluator._measure, []
+
+    def interrupted(plan: Any) -> float:
+        calls.append(plan)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return float(measure(plan))
+
+    monkeypatch.setattr(env.unwrapped.evaluator, "_measure", interrupted)
+    monkeypatch.setattr(env.unwrapped.evaluator, "prefetch", lambda plans: None)
+    result = search(env, "random", 20, out=tmp_path / "run")
+    assert result.interrupted and result.evaluations == len(lines(tmp_path / "run")) == 3
+
+
+def test_a_free_landing_starts_from_no_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The general one has learned that its plans are scaled back to the budget."""
+    adapted = []
+    monkeypatch.setattr("agents.ppo._adapt", lambda agent, policy: adapted.append(policy))
+    for landing in ("free", "exact"):
+        search(gym.make("GNNRL-Prune-v0", landing=landing, search_images=10, budget=0.9), "ppo", 3)
+        assert len(adapted) == (landing == "exact")
+
+
+def test_no_more_plans_are_measured_than_may_be_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr("agents.sb3.prefetch", lambda slots, ratios: sizes.append(len(slots)))
+    search(gym.make("GNNRL-Prune-v0", search_images=10, recalibration_images=4), "ppo", 12)
+    assert len(sizes) > 1 and sum(sizes) == 11  # the mean plan comes first, and 11 are no whole number of batches
+
+
+def test_the_last_line_says_how_it_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Progress(400, "evaluation")
+    bar.at(1, "found")
+    assert not capsys.readouterr().err
+    bar.close()
+    bar.close()
+    assert capsys.readouterr().err == "1/400 evaluations, found\n"

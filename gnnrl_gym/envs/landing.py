@@ -32,7 +32,8 @@ def land(
     While t grows, units leave one at a time, at exactly known moments. Bisection over that sequence finds the first
     prefix within the limit: the largest cost on the ray that is not above it, also where many groups shrink at the
     same t. A unit that owns channels all over the network may leave a gap below the limit: units of other groups, the
-    last to have left, come back where they fit, so that plans are compared at equal cost.
+    last to have left, come back where they fit, so that plans are compared at equal cost. (Of those that left in this
+    call: an episode of several steps may leave a gap that a unit of an earlier step would fill.)
 
     Args:
         share: kept share of every group now, [A].
