@@ -68,7 +68,8 @@ def finetune_run(
     place, splits = resolve_device(device), _splits(result, folder, data)
     if images == "all":
         splits = replace(splits, train=splits.train.joined(splits.search))
-    network, slim = result.network(model), result.pruned(model).to(place)
+    network = result.network(model)
+    slim = result.pruned(network).to(place)
     done = read_slim(result.weights_file)["finetuning"]
     if len(done) > len(result.settings.get("finetuning", [])):  # cut when the weights were written, the record not
         _record(result, folder, slim, splits, done[-1])
@@ -198,7 +199,8 @@ def evaluate_run(
         raise ValueError(f"batch must be at least 1, got {batch}.")
     result = SearchResult.load(run)
     place, splits = resolve_device(device), _splits(result, run, data)
-    network, slim = result.network(model), result.pruned(model).to(place)
+    network = result.network(model)
+    slim = result.pruned(network).to(place)
     dense = copy_of(network.model).to(place).eval()  # a module may be given in training mode
     images = splits.test.batch(torch.arange(batch) % len(splits.test))[0].to(place)
     with fitting_threads(network):

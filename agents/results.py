@@ -172,17 +172,18 @@ class SearchResult:
             own = f"If the run was given data of your own, pass data=, {IN_PYTHON}"
             raise kind(f"{error}. {own}. {FROM_THERE}") from error
 
-    def pruned(self, model: nn.Module | None = None) -> nn.Module:
+    def pruned(self, model: nn.Module | PrunableNetwork | None = None) -> nn.Module:
         """The pruned network with the weights of the run (fine-tuned ones, once there are), in eval mode.
 
         Args:
-            model: as for `network`; its weights are of no matter.
+            model: as for `network`, or what that gave; its weights are of no matter.
 
         Raises:
             ValueError: the file is damaged, or of another network or plan. FileNotFoundError: it is not there.
         """
         saved = read_slim(self.weights_file)
-        slim = rebuild_slim(self.network(model), saved, str(self.weights_file))
+        network = model if isinstance(model, PrunableNetwork) else self.network(model)
+        slim = rebuild_slim(network, saved, str(self.weights_file))
         if saved["widths"] is not None and saved["widths"].tolist() != self.widths:  # absent from old files
             raise ValueError(
                 f"{str(self.weights_file)!r} holds another plan than {RESULT} beside it: put back the file that belongs"

@@ -99,7 +99,8 @@ def _row(folder: Path) -> dict[str, Any] | None:
     if result.finetuned_accuracy is None:
         return None
     method, _, seed = folder.name.rpartition("-")
-    network, slim = result.network(), result.pruned()
+    network = result.network()
+    slim = result.pruned(network)
     counted = published_ratio(network.model, slim, network.example_input[0])
     fitted = accuracy(slim, result.splits().train.take(TRAIN_IMAGES))
     keys = ("macs_ratio", "params_ratio", "test_accuracy", "finetuned_accuracy", "dense_test_accuracy", "widths")

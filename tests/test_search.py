@@ -392,3 +392,13 @@ def test_the_last_line_says_how_it_ended(capsys: pytest.CaptureFixture[str]) -> 
     bar.close()
     bar.close()
     assert capsys.readouterr().err == "1/400 evaluations, found\n"
+
+
+def test_a_run_is_measured_and_fine_tuned_with_one_tracing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds where literals have to be found."""
+    search(gym.make("GNNRL-Prune-v0", search_images=10, recalibration_images=4), "uniform", out=tmp_path / "run")
+    traced, make = [], SearchResult.network
+    monkeypatch.setattr(SearchResult, "network", lambda *given: traced.append(1) or make(*given))
+    evaluate_run(tmp_path / "run", "cpu")
+    finetune_run(tmp_path / "run", 1, device="cpu")
+    assert len(traced) == 2

@@ -19,6 +19,7 @@ from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.graph.features import EDGE_FEATURES, LEVELS, NODE_FEATURES
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.recalibration import eager
 from gnnrl_gym.zoo import DataSplits, load_data
 from gnnrl_gym.zoo.models import input_shape_for, model_names
 
@@ -150,7 +151,7 @@ def check_outputs(module: nn.Module, data: DataSplits, device: torch.device) -> 
     x, _ = data.train.take(2, seed=1).tensors()
     try:
         with torch.no_grad():
-            outputs = module.eval()(x.to(device))
+            outputs = eager(module).eval()(x.to(device))
     except Exception as error:  # whatever a forward of the caller's raises
         raise ValueError(
             f"The network does not take the images of {data.name!r}, shape {data.input_shape}: {error}"
