@@ -109,8 +109,26 @@ class Capturing(Small):
         return self.head(self.second(self.kept.get("last", y)).relu().mean((2, 3)))
 
 
+class Cosine(Small):
+    """A head of directions, as ArcFace has it: it takes the size of its own weight."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.second(self.mixer(self.first(x))).relu().mean((2, 3))
+        return nn.functional.linear(nn.functional.normalize(y), nn.functional.normalize(self.head.weight))
+
+
+class Quantisable(Small):
+    """Adds by a module, which a quantised network replaces: until then it is plain arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums = torch.ao.nn.quantized.FloatFunctional()
+        self.mixer = Mixer(lambda x: self.sums.add_relu(x, x.tanh()))
+
+
 class ConstantPart(Small):
-    """A parameter that is averaged, pooled, normalised and convolved: nothing of it can be resized."""
+    """A parameter that is averaged, pooled, normalised and convolved: nothing of it can be resized, but it meets no
+    channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,9 +277,9 @@ ODD: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
         X, [6], ["ones in 'first'"],
     ),
     "no_grad and autocast": (lambda: Small(without_gradient), X, [8, 6], []),
-    "a parameter as an operand": (
-        ConstantPart, X, [8, 6], [r"avg_pool2d in", r"upsample_nearest2d in", r"mean in", r"batch_norm in 'norm'"]
-    ),
+    "a parameter as an operand": (ConstantPart, X, [8, 6], []),
+    "cosine head": (Cosine, X, [8], [r"linalg_vector_norm in", r"expand_as in the network's own", r"linear in"]),
+    "quantisable": (Quantisable, X, [8, 6], []),
     "weight_norm": (
         lambda: changed(lambda m: parametrizations.weight_norm(m.first)),
         X, [6], [r"_weight_norm in 'first\.parametrizations\.weight\.0'", r"conv2d in 'first'"],

@@ -47,6 +47,23 @@ FOLLOWED: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
     "silu by hand": (lambda x: x / (1 + (-x).exp()), [6, 8]),
     "hard swish by hand": (lambda x: x * F.relu6(x + 3) / 6, [6, 8]),
     "divided by a temperature": (Divided(1), [6, 8]),
+    "divided by a root": (lambda x: x * (x.square().mean((2, 3), True) + 1e-6).rsqrt(), [6, 8]),
+    # elementwise
+    "log1p": (lambda x: x.relu().log1p(), [6, 8]),
+    "sign": (lambda x: x * (x - 1).sign(), [6, 8]),
+    "round": (lambda x: x + (x * 4).round() / 4, [6, 8]),
+    "celu": (lambda x: F.celu(x - 1), [6, 8]),
+    "log sigmoid": (F.logsigmoid, [6, 8]),
+    "softshrink": (F.softshrink, [6, 8]),
+    "threshold": (lambda x: F.threshold(x, 0.1, 2.0), [6, 8]),
+    "lerp": (lambda x: torch.lerp(x, x.exp(), 0.3), [6, 8]),
+    "lerp by channels": (lambda x: torch.lerp(x, x.exp(), x.tanh()), [6, 8]),
+    "addcmul": (lambda x: torch.addcmul(x, x, x.tanh(), value=0.5), [6, 8]),
+    "the larger of two": (lambda x: torch.max(x, 1 - x), [6, 8]),
+    "the smaller of two": (lambda x: torch.min(x, x.square()), [6, 8]),
+    # moved, and back
+    "swapaxes": (lambda x: x.swapaxes(1, 3).swapdims(1, 3), [6, 8]),
+    "movedim": (lambda x: x.movedim(1, -1).relu().moveaxis(-1, 1), [6, 8]),
 }  # fmt: skip
 
 
@@ -62,6 +79,8 @@ QUOTIENTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "by a norm": (lambda x: x / x.norm(dim=(2, 3), keepdim=True), "for div in"),
     "negative power": (lambda x: x * x.abs().sum((2, 3), keepdim=True) ** -1, "for pow in"),
     "by a parameter": (Divided(8, 1, 1), "for div in"),
+    "by a root": (lambda x: x * x.square().sum((2, 3), keepdim=True).rsqrt(), "for rsqrt in"),
+    "logarithm of zero": (lambda x: x + (x.mean((2, 3), True).exp() - 2).log1p(), "for log1p in"),
 }
 
 
@@ -69,6 +88,17 @@ QUOTIENTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def test_quotients_that_are_not_finite_in_removed_channels_are_frozen(name: str) -> None:
     step, message = QUOTIENTS[name]
     assert exact_network(between(step), images(1, 3, 8, 8), plans=4, warns=message).widths.tolist() == [6]
+
+
+@pytest.mark.parametrize("step", [lambda x: x + x.max(1, keepdim=True)[0], lambda x: x - x.min()])
+def test_the_largest_of_all_channels_is_not_taken_for_the_larger_of_two(step: Callable[[Tensor], Tensor]) -> None:
+    warns = r"for (max|min) in"
+    assert exact_network(between(step), images(1, 3, 8, 8), plans=4, warns=warns).widths.tolist() == [6]
+
+
+def test_a_type_taken_from_a_parameter_ties_nothing_to_it() -> None:
+    model = Net(lambda n, x: n.b(n.a(x.double().type_as(n.b[0].weight))), 6, a=conv(8, 8), b=conv(8, 6))
+    assert sorted(exact_network(model, images(1, 3, 8, 8), plans=4).widths.tolist()) == [6, 8, 8]
 
 
 class Standardised(nn.Conv2d):
@@ -169,6 +199,62 @@ def test_what_is_made_and_meets_channels_is_named(name: str) -> None:
     ).widths.tolist() == [6]
     with pytest.raises(UnsupportedOperation, match=f"No channel rule for {warns}"):
         PrunableNetwork(between(step), images(1, 3, 8, 8), strict=True)
+
+
+def written(x: Tensor) -> Tensor:
+    """Writes into a slice by an operation that has no rule, and no reader."""
+    x[:, :, 0].sin_()
+    return x
+
+
+def test_what_is_written_in_place_without_a_rule_is_named() -> None:
+    warns = r"No channel rule for sin in 'p' \(.*test_channels\.py:\d+\)"
+    assert exact_network(between(written), images(1, 3, 8, 8), plans=4, warns=warns).widths.tolist() == [6]
+    with pytest.raises(UnsupportedOperation, match=warns):
+        PrunableNetwork(between(written), images(1, 3, 8, 8), strict=True)
+
+
+def test_what_is_assigned_to_a_slice_is_named() -> None:
+    def border(x: Tensor) -> Tensor:
+        x[:, :, 0] += 1
+        return x
+
+    warns = r"for copy in 'p' \(.*test_channels\.py:\d+\)"
+    assert exact_network(between(border), images(1, 3, 8, 8), plans=4, warns=warns).widths.tolist() == [6]
+
+
+# name: (shape of a parameter, what is done with it, what the warning has to match)
+GATES: dict[str, tuple[tuple[int, ...], Callable[[Tensor, Tensor], Tensor], str | None]] = {
+    "one of a list": ((3,), lambda x, w: x * w[1], None),
+    "sigmoid": ((1,), lambda x, w: x * w.sigmoid(), None),
+    "softmax": ((2,), lambda x, w: x * w.softmax(0)[0] + x.tanh() * w.softmax(0)[1], None),
+    "shares": ((2,), lambda x, w: x * (w.relu() / (w.relu().sum() + 1e-4))[0], None),
+    "of every channel": ((8, 1, 1), lambda x, w: x * F.softplus(w), "for softplus in"),
+    "its size": ((1, 8, 8, 8), lambda x, w: x + x.mean((2, 3), True).expand_as(w), "for expand_as in"),
+    # the parameter is left whole, and so are the channels that it meets as it is
+    "taken twice": ((8, 1, 1), lambda x, w: x * w * w.flatten()[0], "for flatten in"),
+}
+
+
+class Gated(nn.Module):
+    def __init__(self, shape: tuple[int, ...], step: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.w, self.step = nn.Parameter(images(*shape)), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x, self.w)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_what_is_made_of_parameters_is_named_where_it_meets_channels(name: str) -> None:
+    shape, step, warns = GATES[name]
+    network = exact_network(between(Gated(shape, step)), images(1, 3, 8, 8), plans=4, warns=warns)
+    assert sorted(network.widths.tolist()) == ([6] if warns else [6, 8])
+    if warns:
+        with pytest.raises(UnsupportedOperation, match=warns):
+            PrunableNetwork(between(Gated(shape, step)), images(1, 3, 8, 8), strict=True)
+    else:
+        PrunableNetwork(between(Gated(shape, step)), images(1, 3, 8, 8), strict=True)
 
 
 # what touches no channel, or only those that the output keeps anyway

@@ -156,11 +156,15 @@ def _described(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
+_FLOATING = ("FloatFunctional", "FXFloatFunctional")  # sums of quantised networks that compute with floats until then
+
+
 def _check_kind(path: str, module: nn.Module) -> None:
     kind = f"{type(module).__name__} '{path}'"
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedOperation(f"{kind} is a ScriptModule: pass the nn.Module that it was made from.")
-    if ".quantized" in type(module).__module__ and type(module).__module__.startswith("torch."):
+    place, name = type(module).__module__, type(module).__name__
+    if place.startswith("torch.") and ".quantized" in place and name not in _FLOATING:
         raise UnsupportedOperation(
             f"{kind} is quantised: prune the floating-point network, and quantise it afterwards."
         )

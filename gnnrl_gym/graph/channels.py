@@ -58,6 +58,7 @@ class Channels:
         grouped: weights of grouped convolutions -> entries of their first dimension per convolution group.
         unsupported: "operation at module, line" of everything without a rule that touches channels.
         made: the same of what touches none, but may meet some (`torch.zeros`): by the id of what it makes.
+        spent: the same of what takes parameters and no channels (a `sigmoid` of one): by the name of each.
     """
 
     bound: dict[Key, Tensor] = field(default_factory=dict)
@@ -70,6 +71,7 @@ class Channels:
     grouped: dict[str, int] = field(default_factory=dict)
     unsupported: list[str] = field(default_factory=list)
     made: dict[int, str] = field(default_factory=dict)
+    spent: dict[str, str] = field(default_factory=dict)
     count: int = FROZEN + 1
 
     def fresh(self, size: int) -> Tensor:
@@ -233,17 +235,40 @@ def _apply(channels: Channels, node: fx.Node, strict: bool) -> Any:
     result = handler(channels, node, *args, **kwargs) if handler else NotImplemented
     if result is not NotImplemented:
         return result
-    path = module_path(node)
-    module = f"'{path}'" if path else "the network's own forward"
-    place = f"{operator_name(node)} in {module} ({source_line(node)})"
     operands = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, (Tensor, Weight))]
-    touched = any(v.shape if isinstance(v, Weight) else varying(v) for v in operands)
-    if touched and not _ends(node):
-        _unsupported(channels, place, strict)
-    channels.freeze(operands)
     if macs := _macs(node):
         channels.products.append(Product(node, macs, ()))
-    return frozen_like(node, FROZEN if touched else channels.make(place))
+    channels.freeze(operands)
+    return frozen_like(node, _stopped(channels, node, operands, bool(macs), strict))
+
+
+def _stopped(channels: Channels, node: fx.Node, operands: list[Any], layer: bool, strict: bool) -> int:
+    """Name an operation without a rule that touches channels, or that is a `layer` of computed weights, whose channels
+    are never made; the id of what it gives. Of parameters alone it may give what meets no channels, as a gate."""
+    place, weights = _place(node), [v.name for v in operands if isinstance(v, Weight) and v.shape]
+    computed = _computed(channels, operands)
+    touched = any(varying(v) for v in operands if isinstance(v, Tensor))
+    if (touched and not _ends(node)) or (layer and (weights or computed)):
+        for named in (*computed, place):
+            _unsupported(channels, named, strict)
+    if touched:
+        return FROZEN
+    channels.spent |= dict.fromkeys(weights, place)
+    return channels.make(place)
+
+
+def _computed(channels: Channels, operands: list[Any]) -> list[str]:
+    """Places that made some of `operands` of parameters."""
+    ids = [int(first(v, constant(v)).flatten()[0]) for v in operands if isinstance(v, Tensor) and not varying(v)]
+    places = [channels.made[id_] for id_ in ids if id_ in channels.made]
+    return [place for place in places if place in channels.spent.values()]
+
+
+def _place(node: fx.Node) -> str:
+    """Where the code has `node`, for messages."""
+    path = module_path(node)
+    module = f"'{path}'" if path else "the network's own forward"
+    return f"{operator_name(node)} in {module} ({source_line(node)})"
 
 
 def _unsupported(channels: Channels, place: str, strict: bool) -> None:
@@ -256,18 +281,25 @@ def _ends(node: fx.Node) -> bool:
     """Whether the network's output is what `node` makes of values of the same shape, as by a softmax: their channels
     stay in any case."""
     shapes = {shape_of(n) for n in (node, *node.all_input_nodes)}
-    return len(shapes) == 1 and all(user.op == "output" for user in node.users)
+    # what is written in place, into a slice, has no user, but is read all the same
+    return len(shapes) == 1 and bool(node.users) and all(user.op == "output" for user in node.users)
 
 
 def _met(channels: Channels) -> list[str]:
     """Places that made something without a rule which is one with channels now, and so freezes them."""
-    made, found = torch.tensor(sorted(channels.made)), dict[str, None]()
+    made = torch.tensor(sorted(channels.made))
+    found = {channels.spent[name]: None for (name, _), ids in channels.bound.items() if _is_spent(channels, name, ids)}
     for pair in channels.merges if len(made) else ():
         for one, other in (pair, pair[::-1]):
             at = torch.isin(one, made)
             if at.any() and other[at].unique().numel() > 1:
                 found |= dict.fromkeys(channels.made[int(id_)] for id_ in one[at].unique())
     return list(found)
+
+
+def _is_spent(channels: Channels, name: str, ids: Tensor) -> bool:
+    """Whether a parameter that was taken without a rule has channels `ids`, too: it is left whole, and they with it."""
+    return name in channels.spent and ids.unique().numel() > 1
 
 
 def _macs(node: fx.Node) -> int:

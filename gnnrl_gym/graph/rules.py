@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from gnnrl_gym.errors import UnsupportedOperation
-from gnnrl_gym.graph import channels
+from gnnrl_gym.graph import channels, quotients
 from gnnrl_gym.graph.channels import (
     Channels,
     Product,
@@ -155,7 +155,8 @@ def prelu(c: Channels, node: fx.Node, x: Any, weight: Any) -> Any:
     "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu",
     "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus", "tanh", "clamp", "pow", "sqrt", "exp",
     "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
-    "zeros_like", "ones_like", "masked_fill", "clamp_min", of_weights=True,
+    "zeros_like", "ones_like", "masked_fill", "clamp_min", "square", "sign", "round", "celu", "log_sigmoid",
+    "softshrink", "threshold", "lerp", "addcmul", of_weights=True,
 )  # fmt: skip
 def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""
@@ -175,6 +176,27 @@ def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
         if not _bind_broadcast(c, weight, result):
             return NotImplemented
     return NotImplemented if divides_by_zero(c, node, args) else result
+
+
+@rule("max", "min", of_weights=True)
+def extremum(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
+    """Of two tensors; one tensor's own, along a dimension or of all it holds, bears the same name."""
+    target: Any = node.target
+    return elementwise(c, node, *args) if target._overloadname == "other" else NotImplemented
+
+
+@rule("type_as")
+def type_as(c: Channels, node: fx.Node, x: Any, other: Any) -> Any:
+    """Nothing but a type is read of `other`."""
+    return elementwise(c, node, x)
+
+
+@rule("rsqrt", "log1p")
+def with_pole(c: Channels, node: fx.Node, x: Any) -> Any:
+    """Elementwise, where it is finite in a removed channel."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # dropout draws
+        finite = not varying(x) or bool(torch.isfinite(quotients._when_removed(c, node)).all())
+    return elementwise(c, node, x) if finite else NotImplemented
 
 
 @rule("_assert_tensor_metadata")
@@ -261,9 +283,11 @@ def _images(c: Channels, result: Tensor) -> Tensor:
 
 
 @rule("transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "expand_as", "roll", "flip", "getitem", "select",
-      "numpy_T")  # fmt: skip
+      "numpy_T", "swapaxes", "swapdims", "movedim", "moveaxis")  # fmt: skip
 def move(c: Channels, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Executed on the ids as it is."""
+    if any(isinstance(a, Weight) for a in args):  # expand_as: a parameter gives a size, but has no ids to execute on
+        return NotImplemented
     target: Any = node.target
     result = target(x, *args, **kwargs)
     if operator_name(node) in ("select", "roll", "expand") and varying(x):
