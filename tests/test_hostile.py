@@ -431,3 +431,17 @@ def test_networks_of_ones_own_are_refused_in_a_sentence(name: str) -> None:
 def test_there_are_enough_cases() -> None:
     tables = (REFUSED, ODD, PLANS, WEIGHTS, SPOILED, PRUNED, RECORDS, DATA, DATA_FILES, BUDGETS, NAMES)
     assert sum(len(table) for table in tables) >= 120
+
+
+def test_a_network_with_no_answer_for_smaller_inputs_is_followed() -> None:
+    """Copies are compared on half of the example, where this one gives NaN."""
+
+    class Edge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).relu()) + (x[:, :1] - 0.75).sqrt()
+
+    assert PrunableNetwork(Edge(), torch.ones(2, 4)).widths.tolist() == [8]
