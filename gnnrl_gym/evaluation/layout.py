@@ -33,7 +33,8 @@ def _takes(network: nn.Module, images: Tensor) -> bool:
 
 
 def put_on(device: torch.device, data: DataSplits, *networks: nn.Module | None) -> torch.memory_format:
-    """Move `networks`, in place, to the device and into the layout in which they take the images of `data`.
+    """Move `networks`, in place, to the device and into the layout in which they take the images of `data`, and into
+    eval mode.
 
     Returns:
         The layout, which the images should have.

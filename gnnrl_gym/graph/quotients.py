@@ -18,13 +18,14 @@ _MAKERS = {
 }  # fmt: skip
 
 
-def divides_by_zero(c: Channels, node: fx.Node, operands: tuple[Any, ...]) -> bool:
-    """Whether an elementwise `node` divides by channels that give no finite result once they are removed. A divisor
-    with an epsilon does, as does one past a sigmoid."""
-    second = operands[1] if len(operands) > 1 else None
-    by_channels = isinstance(second, Weight) or (isinstance(second, Tensor) and bool(varying(second)))
-    root = operator_name(node) == "pow" and isinstance(second, (int, float)) and second < 0
-    if not root and not (by_channels and operator_name(node) in ("div", "pow")):
+def has_pole(c: Channels, node: fx.Node, operands: tuple[Any, ...]) -> bool:
+    """Whether an elementwise `node` has a pole where its channels are removed, as 1/x and log have one at zero. With
+    an epsilon, or past a sigmoid, it has none."""
+    name = operator_name(node)
+    first, second = (*operands, None)[:2]
+    reciprocal = name == "pow" and isinstance(second, (int, float)) and second < 0
+    divisor = first if reciprocal or name in ("rsqrt", "log1p") else second if name in ("div", "pow") else None
+    if not isinstance(divisor, Weight) and not (isinstance(divisor, Tensor) and varying(divisor)):
         return False
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # dropout draws
         return not bool(torch.isfinite(_when_removed(c, node)).all())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from gnnrl_gym.errors import UnsupportedOperation
-from gnnrl_gym.graph import channels, quotients
+from gnnrl_gym.graph import channels
 from gnnrl_gym.graph.channels import (
     Channels,
     Product,
@@ -26,7 +26,7 @@ from gnnrl_gym.graph.channels import (
     spread,
     varying,
 )
-from gnnrl_gym.graph.quotients import divides_by_zero
+from gnnrl_gym.graph.quotients import has_pole
 from gnnrl_gym.graph.trace import shape_of
 
 
@@ -156,7 +156,7 @@ def prelu(c: Channels, node: fx.Node, x: Any, weight: Any) -> Any:
     "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus", "tanh", "clamp", "pow", "sqrt", "exp",
     "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
     "zeros_like", "ones_like", "masked_fill", "clamp_min", "square", "sign", "round", "celu", "log_sigmoid",
-    "softshrink", "threshold", "lerp", "addcmul", of_weights=True,
+    "softshrink", "threshold", "lerp", "addcmul", "rsqrt", "log1p", of_weights=True,
 )  # fmt: skip
 def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""
@@ -175,7 +175,7 @@ def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     for weight in (a for a in args if isinstance(a, Weight)):
         if not _bind_broadcast(c, weight, result):
             return NotImplemented
-    return NotImplemented if divides_by_zero(c, node, args) else result
+    return NotImplemented if has_pole(c, node, args) else result
 
 
 @rule("max", "min", of_weights=True)
@@ -189,14 +189,6 @@ def extremum(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
 def type_as(c: Channels, node: fx.Node, x: Any, other: Any) -> Any:
     """Nothing but a type is read of `other`."""
     return elementwise(c, node, x)
-
-
-@rule("rsqrt", "log1p")
-def with_pole(c: Channels, node: fx.Node, x: Any) -> Any:
-    """Elementwise, where it is finite in a removed channel."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # dropout draws
-        finite = not varying(x) or bool(torch.isfinite(quotients._when_removed(c, node)).all())
-    return elementwise(c, node, x) if finite else NotImplemented
 
 
 @rule("_assert_tensor_metadata")

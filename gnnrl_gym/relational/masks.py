@@ -205,7 +205,7 @@ def _weighted(model: nn.Module) -> list[tuple[str, Any]]:
 
 def _own(module: nn.Module) -> Tensor | None:
     """The parameter `weight` of a module itself, if it has one."""
-    return dict(module.named_parameters(recurse=False)).get("weight")
+    return module._parameters.get("weight")
 
 
 def _check_plain(layers: list[tuple[str, Any]]) -> None:
