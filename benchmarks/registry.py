@@ -163,6 +163,7 @@ def benchmarks() -> dict[str, Benchmark]:
         finetuning,
         general_policy,
         gpu_evaluation,
+        job_shop,
         latency_prediction,
         off_policy,
         random_networks,
@@ -176,7 +177,7 @@ def benchmarks() -> dict[str, Benchmark]:
     found = (
         torchvision_coverage, slimming_exactness, random_networks, environment_throughput, search_comparison,
         latency_prediction, general_policy, search_speed, gpu_evaluation, finetuning, reward_report,
-        off_policy,
+        off_policy, job_shop,
         early_planted, early_pruning,
         bogp_retrieval, bogp_planted, bogp_mnist,
     )  # fmt: skip

@@ -17,5 +17,7 @@ def register_all() -> None:
         )
     if "GNNRL-Relational-v0" not in gym.registry:
         gym.register("GNNRL-Relational-v0", entry_point="gnnrl_gym.envs.relational:RelationalEnv")
+    if "GNNRL-JobShop-v0" not in gym.registry:
+        gym.register("GNNRL-JobShop-v0", entry_point="gnnrl_gym.envs.job_shop:JobShopEnv")
     if "GNNRL-Mask-v0" not in gym.registry:
         gym.register("GNNRL-Mask-v0", entry_point="gnnrl_gym.envs.mask:MaskEnv")
