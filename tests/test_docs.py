@@ -1,4 +1,4 @@
-"""The pages: every Python block of README.md and docs/custom-graphs.md runs, with fewer steps; benchmarks exist."""
+"""The pages: every Python block of README.md, docs/custom-graphs.md, docs/job-shop.md runs, with fewer steps."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def test_custom_graphs_run_and_keep_gymnasiums_rules(tmp_path: Path, monkeypatch
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*(no_spec|spec|render).*")
         check_env(names["MatchNeighbours"](), skip_render_check=True)
+
+
+def test_job_shops_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_page("docs/job-shop.md", tmp_path, monkeypatch)
+    assert names["info"]["makespan"] >= 55 and str(names["info"]["makespan"]) in capsys.readouterr().out
 
 
 def test_the_readme_names_what_data_there_are() -> None:

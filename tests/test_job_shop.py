@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import PPO, SAC
 from strategies import deterministic
@@ -22,7 +22,7 @@ from benchmarks import job_shop as benchmark
 from benchmarks.registry import Options
 from gnnrl_gym.envs.job_shop import JobShopEnv
 from gnnrl_gym.scheduling import RULES, JobShop, Schedule, follow
-from gnnrl_gym.scheduling.graph import EDGE_FEATURES, NODE_FEATURES, observe
+from gnnrl_gym.scheduling.graph import EDGE_FEATURES, NODE_FEATURES, graph_sizes, observe
 
 ID = "GNNRL-JobShop-v0"
 # Fisher and Thompson (1963), 6 jobs and 6 machines; no schedule is shorter than 55
@@ -37,6 +37,9 @@ FT06 = """
 """
 # the jobs in an order that reaches it
 OPTIMUM = [2, 1, 0, 0, 2, 3, 1, 5, 2, 3, 5, 0, 4, 1, 4, 2, 3, 2, 5, 3, 4, 1, 0, 3, 5, 0, 2, 4, 1, 5, 5, 4, 1, 4, 3, 0]
+
+# what happens before the first choice makes the bound of the makespan larger
+RAISED_AT_ONCE = JobShop(np.array([[0, 1, 1], [2, 1, 1]]), np.array([[1, 1, 1], [2, 1, 1]]))
 
 
 @st.composite
@@ -184,6 +187,7 @@ def test_gymnasium_check(mode: str) -> None:
 
 @deterministic
 @given(problems(), st.integers(0, 1000))
+@example(RAISED_AT_ONCE, 0)
 def test_an_episode_is_a_schedule(problem: JobShop, seed: int) -> None:
     env, generator = job_shop(problem=problem), np.random.default_rng(seed)
     trace = episode(env, seed, generator)
@@ -228,6 +232,63 @@ def test_an_observation_knows_no_unit_and_no_names() -> None:
         np.testing.assert_allclose(plain.nodes, other.nodes, rtol=1e-5)
         np.testing.assert_array_equal(plain.edge_links, other.edge_links)
         np.testing.assert_allclose(plain.nodes[:4][names], third.nodes[:4], rtol=1e-5)
+
+
+@deterministic
+@given(problems(), st.integers(0, 1000), st.data())
+def test_node_features_are_what_their_names_say(problem: JobShop, seed: int, data: st.DataObject) -> None:
+    schedule = random_schedule(problem, seed)
+    order = sorted((int(schedule.starts[at]), at) for machine in schedule.order for at in machine)
+    placed, schedule = data.draw(st.integers(0, len(order))), Schedule(problem)
+    for _, (job, _) in order[:placed]:
+        schedule.dispatch(job)
+    jobs, operations, machines = problem.shape
+    next_up = {int(job) for job in ([] if schedule.complete else schedule.candidates())}
+    begin = {job: int(schedule.earliest()[job]) for job in next_up}
+    now, unit = min(begin.values(), default=schedule.bound), problem.durations.mean()
+    contended = {int(problem.machines[job, schedule.done[job]]) for job in next_up}
+
+    def row(candidate: bool, duration: float, start: int, left: int, count: float) -> list[float]:
+        slack = (schedule.bound - start - left) / unit
+        return [candidate, duration / unit, max(start - now, 0) / unit, slack, left / problem.lower_bound, count]
+
+    of_jobs, of_operations = [], []
+    for job in range(jobs):
+        done, durations = int(schedule.done[job]), problem.durations[job].tolist()
+        start = int(schedule.ready[job])
+        if done < operations:
+            start = max(start, int(schedule.free[problem.machines[job, done]]))
+        length = durations[done] if done < operations else 0
+        of_jobs.append(row(job in next_up, length, start, sum(durations[done:]), (operations - done) / operations))
+        for position in range(done, operations):
+            first = start + sum(durations[done:position])
+            now_next = job in next_up and position == done
+            of_operations.append(row(now_next, durations[position], first, sum(durations[position:]), 0))
+    of_machines = []
+    for machine in range(machines):
+        mine, left = problem.machines == machine, np.arange(operations) >= schedule.done[:, None]
+        work, count = int(problem.durations[mine & left].sum()), (mine & left).sum() / max(mine.sum(), 1)
+        of_machines.append(row(machine in contended, 0, int(schedule.free[machine]), work, count))
+    nodes = observe(schedule).nodes
+    np.testing.assert_allclose(nodes[:, 3:], of_jobs + of_operations + of_machines, rtol=1e-5, atol=1e-6)
+    assert nodes[:, :3].sum(axis=0).tolist() == [jobs, len(of_operations), machines]
+
+
+@deterministic
+@given(problems())
+def test_the_sizes_are_those_of_the_largest_graph(problem: JobShop) -> None:
+    graph, (jobs, operations, machines) = observe(Schedule(problem)), problem.shape
+    links = 0 if graph.edge_links is None else len(graph.edge_links)
+    assert (len(graph.nodes), links) == graph_sizes(jobs, operations, machines)
+
+
+def test_random_problems_are_as_asked() -> None:
+    problem = JobShop.random(50, 3, np.random.default_rng(0), shortest=3, longest=5)
+    assert (np.sort(problem.machines, axis=1) == np.arange(3)).all() and len(np.unique(problem.machines, axis=0)) == 6
+    assert set(problem.durations.ravel().tolist()) == {3, 4, 5}
+    env = job_shop(jobs=50, machines=4, shortest=3, longest=5)
+    env.reset(seed=0)
+    assert env.schedule is not None and set(env.schedule.problem.durations.ravel().tolist()) == {3, 4, 5}
 
 
 def test_the_graph_is_what_is_left() -> None:
