@@ -1,4 +1,4 @@
-"""The command line: `gnnrl search | finetune | evaluate | train | early | bogp`, and what other packages add."""
+"""The command line: `gnnrl search | finetune | evaluate | report | train | early | bogp`, and what packages add."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from agents.bogp_cli import bogp
 from agents.cli_common import Device, Run, console, newest_run, say, show
 from agents.early_cli import early
 from agents.refine import evaluate_run, finetune_run
+from agents.report_cli import report
 from agents.search_cli import search
 from agents.train_cli import train
 from gnnrl_gym.errors import UnsupportedOperation
@@ -65,6 +66,7 @@ def evaluate(
     console.print(f"accuracy {again.accuracy!r}, in the record {again.recorded_accuracy!r}")
 
 
+app.command()(report)
 app.command()(early)
 app.command()(bogp)
 

@@ -223,7 +223,21 @@ def _logged(plan: np.ndarray) -> Any:
 
 
 def remembered(folder: Path, *entries: str) -> list[dict[str, Any]]:
-    """The evaluations of a run folder, as `evaluations.jsonl` holds them. A half-written last line is cut off.
+    """The evaluations of a run folder that is gone on with, as `read_log`. A half-written last line is cut off.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
+    found, whole = read_log(folder, *entries)
+    if (folder / LOG).is_file():
+        with (folder / LOG).open("r+b") as file:
+            file.truncate(whole)
+    return found
+
+
+def read_log(folder: Path, *entries: str) -> tuple[list[dict[str, Any]], int]:
+    """The evaluations of a run folder, as `evaluations.jsonl` holds them, and how many bytes their lines have: a
+    half-written last line, of a run that was killed or is running, is none.
 
     Args:
         entries: what every line must have.
@@ -233,7 +247,7 @@ def remembered(folder: Path, *entries: str) -> list[dict[str, Any]]:
     """
     path, found = folder / LOG, []
     if not path.is_file():
-        return []
+        return [], 0
     whole = 0
     for line in path.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):
@@ -245,6 +259,4 @@ def remembered(folder: Path, *entries: str) -> list[dict[str, Any]]:
         if not isinstance(found[-1], dict) or not found[-1].keys() >= set(entries):
             raise ValueError(f"Line {len(found)} of {str(path)!r} is damaged: it is no record of an evaluation.")
         whole += len(line)
-    with path.open("r+b") as file:
-        file.truncate(whole)
-    return found
+    return found, whole

@@ -30,6 +30,8 @@ from gnnrl_gym.zoo.models import input_shape_for, model_names
 RESULT, WEIGHTS = "result.json", "pruned.pt"
 # the file in which each command keeps what it was asked
 ASKED_OF = {"search": "search.json", "early": "early.json", "bogp": "bogp.json", "train": "train.json"}
+# what found something else than a plan, and where that is
+_ELSEWHERE = {"bogp": "see report.md beside it", "train": "the policy is the file beside the folder"}
 # keys of `environment_record`, and what they are digests of
 DIGESTS = {"weights_digest": "weights of the network", "data_digest": "labels, size or normalisation of the images"}
 # of what goes on from a record, its kinds
@@ -46,7 +48,8 @@ class SearchResult:
         model, weights, data: as given to the environment; class names where objects were given.
         budget, metric, importance: of the environment; a budget of several metrics is a dictionary.
         method, seed, evaluations: of the search; evaluations as counted by the environment.
-        widths: the best plan; macs_ratio, params_ratio, memory_ratio: its real share of the dense cost.
+        widths: the best plan; dense_widths, group_names: of the dense network's groups, absent from old records.
+        macs_ratio, params_ratio, memory_ratio: the plan's real share of the dense cost.
         latency: where the budget counts it, seconds per image: predicted and measured, the dense network's measured
             beside it, and the relative error of the prediction (`LatencyTable.check`).
         search_accuracy, test_accuracy: recalibrated, before fine-tuning.
@@ -83,6 +86,8 @@ class SearchResult:
     finetune_epochs: int | None = None
     untrained_accuracy: float | None = None
     control_accuracy: float | None = None
+    dense_widths: list[int] | None = None
+    group_names: list[str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
     machine: str = field(default_factory=lambda: machine())
@@ -108,8 +113,8 @@ class SearchResult:
         try:
             result = cls(**read_json(path), out=os.fspath(folder))
         except TypeError as error:
-            if written_by(folder) == "bogp":
-                message = f"{path} was written by `gnnrl bogp`, not by a search: see report.md beside it."
+            if (command := written_by(folder)) in _ELSEWHERE:
+                message = f"{path} was written by `gnnrl {command}`, not by a search: {_ELSEWHERE[command]}."
                 raise ValueError(message) from error
             raise ValueError(f"{path} is not the record of a search: {error}") from error
         check_entries(path, vars(result), _ENTRIES)
@@ -215,8 +220,14 @@ def _check_given(name: str, value: Any, kind: type, such: str) -> None:
 def _no_result(run: str | os.PathLike[str]) -> str:
     command, place = written_by(run), os.fspath(run)
     if command in ("search", "early"):
-        return f"The run in {place!r} is not finished: go on with gnnrl {command} --resume {shlex.quote(place)}"
-    return f"No {RESULT} in {place!r}: give the folder that `gnnrl search` wrote."
+        return f"The run in {place!r} is not finished: {how_to_go_on(run)}"
+    other = f" That of an unfinished `gnnrl {command}` is none." if command else ""
+    return f"No {RESULT} in {place!r}: give the folder that `gnnrl search` wrote.{other}"
+
+
+def how_to_go_on(run: str | os.PathLike[str]) -> str:
+    """With an interrupted search, in words."""
+    return f"go on with gnnrl {written_by(run)} --resume {shlex.quote(os.fspath(run))}"
 
 
 def written_by(run: str | os.PathLike[str]) -> str | None:
@@ -259,6 +270,8 @@ def common_keys(env: NetworkEnv, plan: Ints) -> dict[str, Any]:
         "weights": None if weights is None else os.fspath(weights),
         "data": env.data.name,
         "widths": plan.tolist(),
+        "dense_widths": network.widths.tolist(),
+        "group_names": network.group_names,
         **{name: cost(plan) / cost(network.widths) for name, cost in costs.items()},
         "dense_test_accuracy": accuracy(network.model, env.data.test),
     }

@@ -148,6 +148,7 @@ MISTAKES = {
     "unknown option": (("search", "--speed", "3"), "--speed"),
     "unknown command": (("prune",), "prune"),
     "no run to finetune": (("finetune", "no/such/run"), "no/such/run"),
+    "no run to report": (("report", "no/such/run"), "No result.json in 'no/such/run'"),
     "no run to evaluate": (("evaluate", "no/such/run"), "no/such/run"),
     "no run to evaluate, in brackets": (("evaluate", "runs[/such]"), "runs[/such]"),
     "no run to evaluate, in other brackets": (("evaluate", "runs[best]"), "runs[best]"),
@@ -218,6 +219,7 @@ DEFAULTS = {
     "bogp": ("(runs/bogp-MODEL-TIME)",),
     "finetune": ("(the newest in runs)",),
     "evaluate": ("(the newest in runs)",),
+    "report": ("(the newest in runs)", "(report.html in the run folder; of several runs, here)"),
 }
 
 
