@@ -11,12 +11,13 @@ from agents.recorder import LOG, read_log
 from agents.results import ASKED_OF, RESULT, SearchResult, written_by
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.files import check_entries, read_json
-from gnnrl_gym.zoo.models import RANDOM
+from gnnrl_gym.zoo.models import RANDOM, model_names
 
 _KINDS: dict[str, type] = {"environment": dict, "method": str, "evaluations": int, "seed": int}
 _ASKED: dict[str, dict[str, type]] = {"search": _KINDS, "early": {**_KINDS, "recipe": dict}}
 _SHARES = ("macs_ratio", "params_ratio", "search_accuracy", "test_accuracy", "dense_test_accuracy", "seconds")
 _MAYBE = ("memory_ratio", "finetuned_accuracy", "untrained_accuracy", "control_accuracy", "finetune_epochs")
+_OLD = "How wide the dense network's groups are is not in this older record"
 _LATENCIES = ("dense_measured", "measured", "predicted")
 
 
@@ -141,11 +142,13 @@ def groups_of(run: Run) -> Groups | None:
 
 def _rebuilt(result: SearchResult) -> Groups:
     """Of old records, which don't hold it: the groups of the named network, whatever its weights."""
+    if result.model not in model_names():
+        return Groups(result.widths, why=f"{_OLD}: {result.model} is a module of your own.")
     try:
         network = replace(result, weights=RANDOM).network()
         if len(network.widths) == len(result.widths):
             return Groups(result.widths, network.widths.tolist(), network.group_names)
-        why = f"{result.model} has other groups in this version"
+        why = f"{result.model} has other groups in this version."
     except (ValueError, KeyError, TypeError, UnsupportedOperation) as error:
         why = str(error)
-    return Groups(result.widths, why=f"How wide the dense network's groups are is not in this older record: {why}")
+    return Groups(result.widths, why=f"{_OLD}: {why}")

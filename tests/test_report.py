@@ -171,6 +171,19 @@ def test_a_run_without_evaluations_says_so(runs: Path, tmp_path: Path) -> None:
     assert "No evaluation yet" in page.text and "No plan within the budget yet" in page.text
 
 
+def test_an_unfinished_run_of_early_and_a_begun_fine_tuning_are_said(runs: Path, tmp_path: Path) -> None:
+    for name in ("early", "tuned"):
+        shutil.copytree(runs / name, tmp_path / name)
+    (tmp_path / "early" / RESULT).unlink()
+    (tmp_path / "tuned" / "finetuning-1.pt").touch()
+    page = written(tmp_path / "early", tmp_path / "tuned", out=tmp_path / "page.html")
+    assert f"go on with gnnrl early --resume {tmp_path / 'early'}" in page.text
+    assert "A fine-tuning was begun that is not finished" in page.text
+    heads, first, second = page.tables["runs"]
+    assert first[heads.index("budget")] == "0.5 of units" and first[heads.index("state")] == "not finished"
+    assert second[heads.index("state")] == ""
+
+
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(recorder: Any, *_: Any) -> None:
         recorder.play([[0.9] * len(recorder.unwrapped.widths)])
@@ -212,7 +225,7 @@ def test_an_old_record_shows_the_groups_of_the_named_network_whatever_its_weight
     (tmp_path / "run" / RESULT).write_text(json.dumps(record | {"dense_widths": None, "model": "Mine"}))
     page = Page(write_report(tmp_path / "run"))
     assert [row[1] for row in page.tables["groups"]] == ["kept", *map(str, record["widths"])]
-    assert "not in this older record: no model is named 'Mine'" in page.text
+    assert "not in this older record: Mine is a module of your own." in page.text
 
 
 def test_a_module_of_ones_own_has_widths_but_no_command(tmp_path: Path) -> None:
