@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,8 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 ASKED, WHERE, POLICY = "asked.json", "trained_on.json", "policy.zip"
 METHODS = ("random", *RULES, "ppo")
+DELAYS = {True: "", False: "-no-delay"}  # and what the folders of policies are called
+Builder = Callable[[JobShop], float]  # the makespan of the schedule that a method builds
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -41,24 +44,29 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError: a policy that is there was trained with other settings.
     """
-    folders = {
-        seed: options.runs / "job-shop" / f"ppo-{seed}" for seed in range(options.seed, options.seed + options.seeds)
-    }
-    kept = [folder for folder in folders.values() if folder.is_dir()]
-    for folder in kept:
-        check_same(folder, SETTINGS, ASKED)
-    jobs = [(folder, seed) for seed, folder in folders.items() if folder not in kept]
-    side_by_side(_train, jobs, options.workers, "policy")
+    jobs = [(_folder(options, seed, delay), seed, delay) for delay in DELAYS for seed in _seeds(options)]
+    for folder, *_ in jobs:
+        if folder.is_dir():
+            check_same(folder, SETTINGS, ASKED)
+    side_by_side(_train, [job for job in jobs if not job[0].is_dir()], options.workers, "policy")
     torch.set_num_threads(1)
-    rows = [row for size, count in SIZES.items() for row in _rows(size, problems_of(size, count), folders)]
-    where = measured_on([SimpleNamespace(**read_json(folder / WHERE)) for folder in folders.values()])
+    rows = [row for size in SIZES for delay in DELAYS for row in _rows(options, size, delay)]
+    where = measured_on([SimpleNamespace(**read_json(folder / WHERE)) for folder, *_ in jobs])
     return where | {"trained_on": TRAINED_ON, "settings": SETTINGS, "rows": rows}
 
 
-def _train(folder: Path, seed: int) -> None:
+def _seeds(options: Options) -> range:
+    return range(options.seed, options.seed + options.seeds)
+
+
+def _folder(options: Options, seed: int, delay: bool) -> Path:
+    return options.runs / "job-shop" / f"ppo{DELAYS[delay]}-{seed}"
+
+
+def _train(folder: Path, seed: int, delay: bool) -> None:
     settings = dict(SETTINGS)
     steps, policy_kwargs = settings.pop("steps"), {"log_std_init": settings.pop("log_std_init")}
-    env = make_vec_env(_training_env, SLOTS, seed=seed)
+    env = make_vec_env(lambda: _env(TRAINED_ON, delay), SLOTS, seed=seed)
     agent = PPO(GraphPolicy, env, policy_kwargs=policy_kwargs, seed=seed, device="cpu", **settings).learn(steps)
     half = folder.with_name(f".{folder.name}")  # a folder that is there is whole
     shutil.rmtree(half, ignore_errors=True)
@@ -69,42 +77,42 @@ def _train(folder: Path, seed: int) -> None:
     half.rename(folder)
 
 
-def _training_env() -> gym.Env[Any, Any]:
-    return make_sb3_env(gym.make("GNNRL-JobShop-v0", jobs=TRAINED_ON, machines=TRAINED_ON))
+def _env(size: int, delay: bool) -> gym.Env[Any, Any]:
+    return make_sb3_env(gym.make("GNNRL-JobShop-v0", jobs=size, machines=size, delay=delay))
 
 
-def problems_of(size: int, count: int) -> list[JobShop]:
+def problems_of(size: int) -> list[JobShop]:
     """Problems of `size` jobs and machines; a training, whose seeds are small, draws no such ones."""
     generator = np.random.default_rng([size, 2**31])
-    return [JobShop.random(size, size, generator) for _ in range(count)]
+    return [JobShop.random(size, size, generator) for _ in range(SIZES[size])]
 
 
-def _rows(size: int, problems: list[JobShop], folders: dict[int, Path]) -> list[dict[str, Any]]:
+def _rows(options: Options, size: int, delay: bool) -> list[dict[str, Any]]:
     """Makespans over lower bounds, the mean over the problems."""
-    rows = [_row(size, "random", seed, problems, _at_random(seed)) for seed in folders]
-    rows += [_row(size, name, None, problems, _by(rule)) for name, rule in RULES.items()]
-    return rows + [_row(size, "ppo", seed, problems, _learned(size, folder)) for seed, folder in folders.items()]
+    builders: list[tuple[str, int | None, Builder]] = []
+    builders += [("random", seed, _at_random(seed, delay)) for seed in _seeds(options)]
+    builders += [(name, None, _by(rule, delay)) for name, rule in RULES.items()]
+    builders += [("ppo", seed, _learned(_folder(options, seed, delay), size, delay)) for seed in _seeds(options)]
+    problems, rows = problems_of(size), []
+    for method, seed, makespan in builders:
+        ratio = float(np.mean([makespan(problem) / problem.lower_bound for problem in problems]))
+        about = {"size": size, "delay": delay, "method": method, "seed": seed, "problems": len(problems)}
+        rows.append(about | {"ratio": ratio})
+    return rows
 
 
-def _row(
-    size: int, method: str, seed: int | None, problems: list[JobShop], makespan: Callable[[JobShop], float]
-) -> dict[str, Any]:
-    ratios = [makespan(problem) / problem.lower_bound for problem in problems]
-    return {"size": size, "method": method, "seed": seed, "problems": len(problems), "ratio": float(np.mean(ratios))}
+def _by(rule: Rule, delay: bool) -> Builder:
+    return lambda problem: follow(rule, problem, delay).bound
 
 
-def _by(rule: Rule) -> Callable[[JobShop], float]:
-    return lambda problem: follow(rule, problem).bound
-
-
-def _at_random(seed: int) -> Callable[[JobShop], float]:
+def _at_random(seed: int, delay: bool) -> Builder:
     generator = np.random.default_rng(seed)
-    return _by(lambda schedule: generator.random(len(schedule.done)))
+    return _by(lambda schedule: generator.random(len(schedule.done)), delay)
 
 
-def _learned(size: int, folder: Path) -> Callable[[JobShop], float]:
+def _learned(folder: Path, size: int, delay: bool) -> Builder:
     """What a trained policy answers with, without exploration."""
-    env = make_sb3_env(gym.make("GNNRL-JobShop-v0", jobs=size, machines=size))
+    env = _env(size, delay)
     agent = PPO(GraphPolicy, env, device="cpu")
     agent.policy.load_state_dict(PPO.load(folder / POLICY, device="cpu").policy.state_dict())
 
@@ -123,12 +131,12 @@ def table(record: dict[str, Any]) -> str:
     """A row per method: by how much its makespans are above the lower bound, in percent."""
     sizes = {row["size"]: row["problems"] for row in record["rows"]}
     lines = []
-    for method in METHODS:
-        cells = []
-        for size in sizes:
-            found = [row for row in record["rows"] if (row["size"], row["method"]) == (size, method)]
-            cells.append(spread([row["ratio"] - 1 for row in found], 1, percent=True))
-        lines.append([f"{method} ({len(found)} seeds)" if len(found) > 1 else method, *cells])
+    for delay, method in product(DELAYS, METHODS):
+        found = [row for row in record["rows"] if (row["delay"], row["method"]) == (delay, method)]
+        seeds = len({row["seed"] for row in found})
+        name = f"{method}{'' if delay else ', no delay'}{f' ({seeds} seeds)' if seeds > 1 else ''}"
+        cells = [spread([row["ratio"] - 1 for row in found if row["size"] == size], 1, percent=True) for size in sizes]
+        lines.append([name, *cells])
     return markdown_table(["", *(f"{size} by {size} ({count} problems)" for size, count in sizes.items())], lines)
 
 

@@ -51,9 +51,9 @@ def problems(draw: st.DrawFn, jobs: int = 5, operations: int = 5) -> JobShop:
     return JobShop(generator.integers(0, machines, shape), generator.integers(1, 10, shape))
 
 
-def random_schedule(problem: JobShop, seed: int) -> Schedule:
+def random_schedule(problem: JobShop, seed: int, delay: bool = True) -> Schedule:
     generator = np.random.default_rng(seed)
-    return follow(lambda schedule: generator.random(len(schedule.done)), problem)
+    return follow(lambda schedule: generator.random(len(schedule.done)), problem, delay)
 
 
 def shortest(schedule: Schedule, active: bool) -> int:
@@ -73,9 +73,9 @@ def shortest(schedule: Schedule, active: bool) -> int:
 
 
 @deterministic
-@given(problems(), st.integers(0, 1000))
-def test_a_schedule_can_be_carried_out(problem: JobShop, seed: int) -> None:
-    schedule = random_schedule(problem, seed)
+@given(problems(), st.integers(0, 1000), st.booleans())
+def test_a_schedule_can_be_carried_out(problem: JobShop, seed: int, delay: bool) -> None:
+    schedule = random_schedule(problem, seed, delay)
     starts, ends = schedule.starts, schedule.starts + problem.durations
     assert (starts[:, 0] >= 0).all() and (starts[:, 1:] >= ends[:, :-1]).all()
     for machine, order in enumerate(schedule.order):
@@ -109,6 +109,21 @@ def test_choosing_among_the_candidates_loses_no_optimum(problem: JobShop) -> Non
 
 @deterministic
 @given(problems(), st.integers(0, 1000))
+def test_without_delay_no_machine_waits_for_a_job_while_another_could_begin(problem: JobShop, seed: int) -> None:
+    schedule = random_schedule(problem, seed, delay=False)
+    starts, ends = schedule.starts, schedule.starts + problem.durations
+    for order in schedule.order:
+        for place, (job, position) in enumerate(order):
+            ready, free = ends[job, position - 1] if position else 0, ends[order[place - 1]] if place else 0
+            assert starts[job, position] == max(ready, free)
+            for other, later in order[place + 1 :]:  # none of them could have begun before
+                assert (ends[other, later - 1] if later else 0) >= starts[job, position] or free == starts[
+                    job, position
+                ]
+
+
+@deterministic
+@given(problems(), st.integers(0, 1000))
 def test_the_bound_never_falls_and_ends_at_the_makespan(problem: JobShop, seed: int) -> None:
     schedule, generator = Schedule(problem), np.random.default_rng(seed)
     bounds = [schedule.bound]
@@ -132,9 +147,12 @@ def test_a_known_optimum() -> None:
 def test_rules_rank_what_their_names_say() -> None:
     schedule = Schedule(JobShop(np.zeros((3, 2), int), np.array([[5, 9], [2, 1], [7, 2]])))
     first = {name: int(rule(schedule).argmax()) for name, rule in RULES.items()}
-    assert first == {"spt": 1, "lpt": 2, "mwkr": 0, "fcfs": 0}
+    assert first == {"spt": 1, "lpt": 2, "mwkr": 0, "mopnr": 0, "fcfs": 0}
     schedule.dispatch(0)
-    assert RULES["fcfs"](schedule).argmax() == 1 and RULES["mwkr"](schedule).argmax() == 0  # 9 left of each
+    assert (
+        RULES["fcfs"](schedule).argmax() == RULES["mopnr"](schedule).argmax() == 1
+        and RULES["mwkr"](schedule).argmax() == 0
+    )  # 9 left of each
     assert follow(RULES["spt"], schedule.problem).order[0][:2] == [(1, 0), (1, 1)]
 
 
@@ -186,10 +204,10 @@ def test_gymnasium_check(mode: str) -> None:
 
 
 @deterministic
-@given(problems(), st.integers(0, 1000))
-@example(RAISED_AT_ONCE, 0)
-def test_an_episode_is_a_schedule(problem: JobShop, seed: int) -> None:
-    env, generator = job_shop(problem=problem), np.random.default_rng(seed)
+@given(problems(), st.integers(0, 1000), st.booleans())
+@example(RAISED_AT_ONCE, 0, True)
+def test_an_episode_is_a_schedule(problem: JobShop, seed: int, delay: bool) -> None:
+    env, generator = job_shop(problem=problem, delay=delay), np.random.default_rng(seed)
     trace = episode(env, seed, generator)
     returned, info = sum(step[1] for step in trace[1:]), trace[-1][-1]
     assert returned == pytest.approx(1 - info["makespan"] / info["lower_bound"]) and info["makespan"] > 0
@@ -374,7 +392,7 @@ def test_agents_plug_in_and_move_to_larger_problems() -> None:
 
 def test_the_benchmark_trains_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def one_after_the_other(work: Any, jobs: Any, workers: int, unit: str) -> None:
-        trained.extend(seed for _, seed in jobs)
+        trained.extend(seed for _, seed, delay in jobs if delay)
         for job in jobs:
             work(*job)
 
@@ -385,9 +403,10 @@ def test_the_benchmark_trains_only_what_is_missing(tmp_path: Path, monkeypatch: 
     one, two = (benchmark.run(Options(seeds=seeds, runs=tmp_path)) for seeds in (1, 2))
     assert trained == [0, 1]
     assert [row for row in two["rows"] if row["seed"] in (None, 0)] == one["rows"]
+    assert len(one["rows"]) == 2 * 2 * len(benchmark.METHODS)  # sizes, with and without delay
     assert {row["method"] for row in two["rows"]} == set(benchmark.METHODS)
     assert all(row["ratio"] >= 1 for row in two["rows"])
-    assert "| ppo (2 seeds) |" in benchmark.table(two)
+    assert all(f"| ppo{of} (2 seeds) |" in benchmark.table(two) for of in ("", ", no delay"))
     monkeypatch.setattr(benchmark, "SETTINGS", benchmark.SETTINGS | {"steps": 32})
     with pytest.raises(ValueError, match=r"steps=16, not 32.*--runs"):
         benchmark.run(Options(seeds=1, runs=tmp_path))

@@ -45,7 +45,10 @@ class JobShopEnv(gym.Env[spaces.GraphInstance, Any]):
     ## Arguments
     * `jobs`, `machines`: of problems that are drawn anew at every reset: every job visits every machine once.
     * `shortest`, `longest`: the bounds of their durations, which are drawn uniformly.
-    * `problem`: one `JobShop` that is always the same, instead; the other arguments don't count then.
+    * `problem`: one `JobShop` that is always the same, instead; the arguments above don't count then.
+    * `delay`: whether a machine may wait for a job though another could begin. Without it there is less to decide and
+      schedules are better in the mean, but the optimal ones need not be among them
+      (`gnnrl_gym.scheduling.Schedule`).
     * `render_mode`: `ansi` or `rgb_array`: a Gantt chart.
 
     `reset(options={"problem": p})` sets the problem of one episode, of the same size.
@@ -68,13 +71,14 @@ class JobShopEnv(gym.Env[spaces.GraphInstance, Any]):
         shortest: int = 1,
         longest: int = 99,
         problem: JobShop | None = None,
+        delay: bool = True,
         render_mode: str | None = None,
     ) -> None:
         check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         check_whole(1, jobs=jobs, machines=machines, shortest=shortest)
         check_whole(shortest, longest=longest)
         self.problem, self.render_mode = _checked(problem), render_mode
-        self.longest, self.shortest = longest, shortest
+        self.longest, self.shortest, self.delay = longest, shortest, delay
         self.shape = (jobs, machines, machines) if problem is None else problem.shape
         self.schedule: Schedule | None = None
         self.max_nodes, self.max_edges = graph_sizes(*self.shape)
@@ -105,7 +109,7 @@ class JobShopEnv(gym.Env[spaces.GraphInstance, Any]):
         super().reset(seed=seed)
         if problem is None:
             problem = JobShop.random(self.shape[0], self.shape[2], self.np_random, self.shortest, self.longest)
-        self.schedule = Schedule(problem)
+        self.schedule = Schedule(problem, self.delay)
         self._bound, self._running = self.schedule.bound, True
         self.schedule.dispatch_forced()
         return observe(self.schedule), self._info()

@@ -28,6 +28,11 @@ def most_work_remaining(schedule: Schedule) -> NDArray[np.float64]:
     return schedule.left.astype(np.float64)
 
 
+def most_operations_remaining(schedule: Schedule) -> NDArray[np.float64]:
+    """The job first that has most operations left to do."""
+    return -schedule.done.astype(np.float64)
+
+
 def first_come_first_served(schedule: Schedule) -> NDArray[np.float64]:
     """The job first that has waited longest."""
     return -schedule.ready.astype(np.float64)
@@ -38,13 +43,14 @@ RULES: dict[str, Rule] = {
     "spt": shortest_processing_time,
     "lpt": longest_processing_time,
     "mwkr": most_work_remaining,
+    "mopnr": most_operations_remaining,
     "fcfs": first_come_first_served,
 }
 
 
-def follow(rule: Rule, problem: JobShop) -> Schedule:
-    """The whole schedule that a rule gives; of equal priorities the lower job is first."""
-    schedule = Schedule(problem)
+def follow(rule: Rule, problem: JobShop, delay: bool = True) -> Schedule:
+    """The whole schedule that a rule gives; of equal priorities the lower job is first. `delay`: see `Schedule`."""
+    schedule = Schedule(problem, delay)
     while not schedule.complete:
         candidates = schedule.candidates()
         schedule.dispatch(int(candidates[rule(schedule)[candidates].argmax()]))

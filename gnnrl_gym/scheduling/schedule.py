@@ -14,7 +14,12 @@ class Schedule:
     Giffler and Thompson (1960), "Algorithms for solving production-scheduling problems": of all next operations take
     the one that could end first. On its machine one of those has to come next that could begin before that end
     (`candidates`). Whatever is chosen, the schedule is active, that is, nothing could begin earlier without something
-    else having to wait; and some choices lead to an optimal one.
+    else having to wait; and some choices lead to an optimal one. Without `delay` take the one that could begin first
+    instead, and one of those that could begin just then: no machine waits while there is something for it to do. Such
+    schedules are fewer and better in the mean, but the optimal ones need not be among them.
+
+    Args:
+        delay: whether a machine may wait for a job though another could begin.
 
     Attributes:
         starts: when the operations begin, [J, K]; -1 where that is open.
@@ -24,8 +29,8 @@ class Schedule:
         order: on every machine, the placed operations (job, position) in their order.
     """
 
-    def __init__(self, problem: JobShop) -> None:
-        self.problem = problem
+    def __init__(self, problem: JobShop, delay: bool = True) -> None:
+        self.problem, self.delay = problem, delay
         jobs, operations, machines = problem.shape
         self.starts: Ints = np.full((jobs, operations), -1, dtype=np.int64)
         self.done, self.ready = np.zeros(jobs, dtype=np.int64), np.zeros(jobs, dtype=np.int64)
@@ -57,11 +62,12 @@ class Schedule:
         """
         if self.complete:
             raise RuntimeError("The schedule is complete: nothing is left to be chosen.")
-        begin, finished = self.earliest(), self._finished()
-        end = np.where(finished, np.iinfo(np.int64).max, begin + self.next_of(self.problem.durations))
-        first = int(end.argmin())
+        begin, unfinished = self.earliest(), ~self._finished()
+        end = begin + self.next_of(self.problem.durations)
+        first = int(np.where(unfinished, end if self.delay else begin, np.iinfo(np.int64).max).argmin())
         machine = self.next_of(self.problem.machines)
-        return np.flatnonzero(~finished & (machine == machine[first]) & (begin < end[first]))
+        soon = begin < end[first] if self.delay else begin == begin[first]
+        return np.flatnonzero(unfinished & soon & (machine == machine[first]))
 
     def dispatch(self, job: int) -> None:
         """Place the next operation of a job, behind all that its machine has to do already.
