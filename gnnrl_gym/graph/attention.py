@@ -108,7 +108,7 @@ _VIEWS = {"view", "reshape", "_unsafe_view", "unflatten"}
 _MOVES = {
     "transpose", "permute", "select", "getitem", "unbind", "chunk", "contiguous", "clone", "unsqueeze", "squeeze",
     "expand", "expand_as", "slice", "cat", "neg", "mul", "div", "add", "sub", "linalg_vector_norm", "clamp_min",
-    "layer_norm", "rms_norm", "to", "_to_copy", "alias", "dropout", "numpy_T",
+    "layer_norm", "rms_norm", "to", "_to_copy", "alias", "dropout", "numpy_T", "stack", "flatten", "softmax",
 }  # fmt: skip
 
 
@@ -127,10 +127,10 @@ def feeds_attention(node: fx.Node, past_views: bool) -> bool:
 
 
 def view_of_heads(c: Channels, node: fx.Node, result: Tensor) -> Tensor:
-    """The ids of a view on the way into a product of heads. The last such view makes [..., heads, head size]: the ids
-    of a head are tied, and shown as one."""
-    last = result.dim() - 1
-    if feeds_attention(node, past_views=False) and last in varying(result):
+    """The ids of a view on the way into a product of heads. The last such view makes [..., heads, head size] or
+    [..., heads, head size, positions]: the ids of a head are tied, and shown as one."""
+    last = varying(result)[-1]
+    if feeds_attention(node, past_views=False):
         first = result.narrow(last, 0, 1).expand(result.shape)
         c.merge(result, first.clone())
         return first

@@ -242,6 +242,15 @@ def reduction(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, keepdim: 
     return x.expand(shape_of(node))
 
 
+@rule("var", "std", "var_mean", "std_mean")
+def deviation(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, *_: Any, **__: Any) -> Any:
+    """Likewise; some give two results of one shape."""
+    dims = None if isinstance(dims, bool) else dims  # x.var(False) has `unbiased` in this place
+    result = reduction(c, node, x, dims, keepdim=len(shape_of(node)) == x.dim())
+    pair = isinstance(result, Tensor) and not isinstance(node.meta["val"], Tensor)
+    return [result, result] if pair else result
+
+
 def _resize(ids: Tensor, dims: list[int], shape: tuple[int, ...]) -> Tensor:
     for d in dims:
         ids = ids.narrow(d, 0, 1)
@@ -263,7 +272,9 @@ def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
     if x.dim() == 2 and result.dim() > 3 and varying(result) == [*range(1, result.dim())]:
         return _images(c, result)
     for d in varying(result)[:-1]:
-        c.merge(result, result.narrow(d, 0, 1).expand(result.shape).clone())
+        one = result.narrow(d, 0, 1).expand(result.shape)
+        c.merge(result, one.clone())
+        result = one
     return result
 
 
@@ -322,6 +333,15 @@ def cat(c: Channels, node: fx.Node, tensors: Any, dim: int = 0) -> Any:
         return carrier.expand(shape_of(node))
     parts = [along(t, dim) for t in tensors]
     return spread(torch.cat([p for p in parts if p is not None]), dim, shape_of(node))
+
+
+@rule("stack")
+def stack(c: Channels, node: fx.Node, tensors: Any, dim: int = 0) -> Any:
+    """`cat` of all, each with one dimension more."""
+    if any(isinstance(t, Weight) for t in tensors):
+        return NotImplemented
+    dim %= tensors[0].dim() + 1
+    return cat(c, node, [t.unsqueeze(dim) for t in tensors], dim)
 
 
 @rule("chunk", "split", "split_with_sizes")
