@@ -61,6 +61,18 @@ FOLLOWED: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
     "addcmul": (lambda x: torch.addcmul(x, x, x.tanh(), value=0.5), [6, 8]),
     "the larger of two": (lambda x: torch.max(x, 1 - x), [6, 8]),
     "the smaller of two": (lambda x: torch.min(x, x.square()), [6, 8]),
+    # reductions of positions, and over what was stacked
+    "variance": (lambda x: x / (x.var((2, 3), keepdim=True) + 1e-5), [6, 8]),
+    "biased variance": (lambda x: x / (x.flatten(2).var(-1, False) + 1e-5)[..., None, None], [6, 8]),
+    "deviation": (lambda x: (x - x.mean((2, 3), True)) / (x.std((2, 3), keepdim=True) + 1e-5), [6, 8]),
+    "deviation and mean": (lambda x: x - torch.std_mean(x, (2, 3), keepdim=True)[1], [6, 8]),
+    "largest along a dimension": (lambda x: x + x.max(2, keepdim=True)[0].min(-1, keepdim=True).values, [6, 8]),
+    "soft maximum": (lambda x: x * x.logsumexp((2, 3), keepdim=True), [6, 8]),
+    "stack and mean": (lambda x: torch.stack([x, x.tanh(), x.exp()]).mean(0), [6, 8]),
+    "stack and deviation": (lambda x: torch.stack([x, x.tanh(), x.exp()], -1).std(-1), [6, 8]),
+    "stack and unbind": (lambda x: sum(torch.stack([x, x.tanh()], 2).unbind(2)), [6, 8]),
+    "stack of each channel": (lambda x: torch.stack([x[:, i] for i in range(x.shape[1])], 1), [6, 8]),
+    "groups of a view": (lambda x: x.view(1, 2, x.shape[1] // 2, 8, 8).softmax(1).flatten(1, 2), [4, 6]),
     # moved, and back
     "swapaxes": (lambda x: x.swapaxes(1, 3).swapdims(1, 3), [6, 8]),
     "movedim": (lambda x: x.movedim(1, -1).relu().moveaxis(-1, 1), [6, 8]),
@@ -79,6 +91,7 @@ QUOTIENTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "by a norm": (lambda x: x / x.norm(dim=(2, 3), keepdim=True), "for div in"),
     "negative power": (lambda x: x * x.abs().sum((2, 3), keepdim=True) ** -1, "for pow in"),
     "by a parameter": (Divided(8, 1, 1), "for div in"),
+    "by a deviation": (lambda x: x / x.std((2, 3), keepdim=True), "for div in"),
     "by a root": (lambda x: x * x.square().sum((2, 3), keepdim=True).rsqrt(), "for rsqrt in"),
     "logarithm of zero": (lambda x: x + (x.mean((2, 3), True).exp() - 2).log1p(), "for log1p in"),
 }
@@ -90,9 +103,17 @@ def test_quotients_that_are_not_finite_in_removed_channels_are_frozen(name: str)
     assert exact_network(between(step), images(1, 3, 8, 8), plans=4, warns=message).widths.tolist() == [6]
 
 
-@pytest.mark.parametrize("step", [lambda x: x + x.max(1, keepdim=True)[0], lambda x: x - x.min()])
-def test_the_largest_of_all_channels_is_not_taken_for_the_larger_of_two(step: Callable[[Tensor], Tensor]) -> None:
-    warns = r"for (max|min) in"
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x + x.max(1, keepdim=True)[0],
+        lambda x: x - x.min(),
+        lambda x: x / (x.var() + 1),
+        lambda x: x * x.std(1, keepdim=True),
+    ],
+)
+def test_what_is_reduced_over_channels_is_frozen(step: Callable[[Tensor], Tensor]) -> None:
+    warns = r"for (max|min|var|std) in"
     assert exact_network(between(step), images(1, 3, 8, 8), plans=4, warns=warns).widths.tolist() == [6]
 
 
@@ -229,10 +250,12 @@ GATES: dict[str, tuple[tuple[int, ...], Callable[[Tensor, Tensor], Tensor], str 
     "sigmoid": ((1,), lambda x, w: x * w.sigmoid(), None),
     "softmax": ((2,), lambda x, w: x * w.softmax(0)[0] + x.tanh() * w.softmax(0)[1], None),
     "shares": ((2,), lambda x, w: x * (w.relu() / (w.relu().sum() + 1e-4))[0], None),
-    "of every channel": ((8, 1, 1), lambda x, w: x * F.softplus(w), "for softplus in"),
+    "mixed": ((8, 1, 1), lambda x, w: x * w.softmax(0), "for softmax in"),
+    "of length one": ((8,), lambda x, w: x * (w / w.norm()).view(1, -1, 1, 1), "for linalg_vector_norm in"),
+    "reshaped and mixed": ((8,), lambda x, w: x * w[:, None, None] * w.view(2, 4).cumsum(0).sum(), "for cumsum in"),
     "its size": ((1, 8, 8, 8), lambda x, w: x + x.mean((2, 3), True).expand_as(w), "for expand_as in"),
     # the parameter is left whole, and so are the channels that it meets as it is
-    "taken twice": ((8, 1, 1), lambda x, w: x * w * w.flatten()[0], "for flatten in"),
+    "taken twice": ((8, 1, 1), lambda x, w: x * w * w.cumsum(0)[0], "for cumsum in"),
 }
 
 

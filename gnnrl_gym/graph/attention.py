@@ -1,75 +1,19 @@
 """Channel rules of attention: a unit is a whole head, since the scale and the softmax belong to all of its channels.
 
 A projection's channels [heads * head size] become a dimension of heads by a view, and heads are what the batched
-products of queries, keys and values keep apart. `feeds_attention` tells such a view from a channel shuffle's.
+products of queries, keys and values (`gnnrl_gym.graph.products`) keep apart. `feeds_attention` tells such a view from
+a channel shuffle's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, fx
 
-from gnnrl_gym.graph import channels
-from gnnrl_gym.graph.channels import Channels, Product, Weight, along, frozen_like, operator_name, spread, varying
+from gnnrl_gym.graph.channels import Channels, Weight, frozen_like, operator_name, spread, varying
 from gnnrl_gym.graph.rules import reduction, rule
 from gnnrl_gym.graph.trace import shape_of
-
-
-@rule("scaled_dot_product_attention")
-def attention(
-    c: Channels, node: fx.Node, query: Any, key: Any, value: Any, mask: Any = None, *_: Any, **settings: Any
-) -> Any:
-    """Head h of the result is made of head h of all three; a mask of its own for every head belongs to it too."""
-    operands = [query, key, value, settings.get("attn_mask", mask)]
-    return _products_per_head(c, node, [x for x in operands if x is not None])
-
-
-@rule("matmul", "bmm", "baddbmm")
-def matmul(c: Channels, node: fx.Node, *operands: Any, **_: Any) -> Any:
-    """A batched product, whose batch dimension is the heads."""
-    return _products_per_head(c, node, operands)
-
-
-@rule("einsum")
-def einsum(c: Channels, node: fx.Node, equation: str, operands: Any, **_: Any) -> Any:
-    """The same, where the letters say which dimensions are the batch."""
-    inputs, output = equation.replace(" ", "").partition("->")[::2]
-    terms = inputs.split(",")
-    if len(terms) != 2 or "." in inputs or not all(isinstance(x, Tensor) for x in operands):
-        return NotImplemented
-    batch = [letter for letter in output if all(letter in term for term in terms)]
-    if output[: len(batch)] != "".join(batch):
-        return NotImplemented
-    orders = [[own.index(x) for x in (*batch, *(y for y in own if y not in batch))] for own in terms]
-    if any(len(order) != len(batch) + 2 for order in orders) or len(output) != len(batch) + 2:
-        return NotImplemented
-    return _products_per_head(c, node, [x.permute(order) for x, order in zip(operands, orders, strict=True)])
-
-
-def _products_per_head(c: Channels, node: fx.Node, operands: Sequence[Any]) -> Any:
-    """Of operands [*batch, rows, columns] whose channels lie along one batch dimension: tied inside a head."""
-    shape = shape_of(node)
-    if not all(isinstance(x, Tensor) and x.dim() <= len(shape) for x in operands):
-        return NotImplemented
-    aligned = [x[(None,) * (len(shape) - x.dim())] for x in operands]
-    heads = [x[..., :1, :1] for x in aligned]
-    named = max(heads, key=lambda x: len(varying(x)))
-    ids = along(named, varying(named)[0]) if len(varying(named)) == 1 else None
-    dim = varying(named)[0] if ids is not None else 0
-    if ids is None or any(head.size(dim) not in (1, len(ids)) for head in heads):  # or some heads share others
-        return NotImplemented
-    for whole, head in zip(aligned, heads, strict=True):
-        c.merge(whole, head.expand(whole.shape))
-        if head.size(dim) != len(ids):  # shared by all heads
-            c.freeze(head)
-        else:
-            c.merge(spread(ids, dim, tuple(head.shape)), head)
-    count = (f"{node.name}()", 0)  # no weight has just the heads as a dimension
-    c.bound.setdefault(count, ids)  # a second trace, of training mode, has names of its own and no costs
-    c.products.append(Product(node, channels._macs(node) // len(ids), (count,)))
-    return spread(ids, dim, shape)
 
 
 @rule("softmax", "_softmax", "log_softmax")

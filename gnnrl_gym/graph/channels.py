@@ -58,7 +58,8 @@ class Channels:
         grouped: weights of grouped convolutions -> entries of their first dimension per convolution group.
         unsupported: "operation at module, line" of everything without a rule that touches channels.
         made: the same of what touches none, but may meet some (`torch.zeros`): by the id of what it makes.
-        spent: the same of what takes parameters and no channels (a `sigmoid` of one): by the name of each.
+        spent: the same of what takes parameters and no channels (a `softmax` of one): by the name of each.
+        lifted: ids that were made for a parameter or buffer (`gnnrl_gym.graph.parameters`): by its name.
     """
 
     bound: dict[Key, Tensor] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Channels:
     unsupported: list[str] = field(default_factory=list)
     made: dict[int, str] = field(default_factory=dict)
     spent: dict[str, str] = field(default_factory=dict)
+    lifted: dict[str, Tensor] = field(default_factory=dict)
     count: int = FROZEN + 1
 
     def fresh(self, size: int) -> Tensor:
@@ -202,7 +204,7 @@ def propagate(trace: Trace, strict: bool = False, into: Channels | None = None) 
     Raises:
         UnsupportedOperation: with `strict`.
     """
-    from gnnrl_gym.graph import rules  # noqa: F401  (fills RULES)
+    from gnnrl_gym.graph import parameters, rules  # noqa: F401  (fills RULES)
 
     channels = into or Channels()
     counted = len(channels.products) if into else None
@@ -214,7 +216,7 @@ def propagate(trace: Trace, strict: bool = False, into: Channels | None = None) 
         elif node.op == "output":
             fx.map_arg(node.args, lambda n: channels.freeze(channels.values[n]))
     del channels.products[len(channels.products) if counted is None else counted :]
-    for place in _met(channels):
+    for place in parameters.settle(channels):
         if place not in channels.unsupported:  # a second trace meets those of the first again
             _unsupported(channels, place, strict)
     return channels
@@ -245,9 +247,13 @@ def _apply(channels: Channels, node: fx.Node, strict: bool) -> Any:
 def _stopped(channels: Channels, node: fx.Node, operands: list[Any], layer: bool, strict: bool) -> int:
     """Name an operation without a rule that touches channels, or that is a `layer` of computed weights, whose channels
     are never made; the id of what it gives. Of parameters alone it may give what meets no channels, as a gate."""
+    from gnnrl_gym.graph.parameters import names_of
+
     place, weights = _place(node), [v.name for v in operands if isinstance(v, Weight) and v.shape]
     computed = _computed(channels, operands)
-    touched = any(varying(v) for v in operands if isinstance(v, Tensor))
+    owners = [names_of(channels, v) for v in operands if isinstance(v, Tensor) and varying(v)]
+    touched = not all(owners)
+    weights += [name for names in owners for name in names]
     if (touched and not _ends(node)) or (layer and (weights or computed)):
         for named in (*computed, place):
             _unsupported(channels, named, strict)
@@ -283,23 +289,6 @@ def _ends(node: fx.Node) -> bool:
     shapes = {shape_of(n) for n in (node, *node.all_input_nodes)}
     # what is written in place, into a slice, has no user, but is read all the same
     return len(shapes) == 1 and bool(node.users) and all(user.op == "output" for user in node.users)
-
-
-def _met(channels: Channels) -> list[str]:
-    """Places that made something without a rule which is one with channels now, and so freezes them."""
-    made = torch.tensor(sorted(channels.made))
-    found = {channels.spent[name]: None for (name, _), ids in channels.bound.items() if _is_spent(channels, name, ids)}
-    for pair in channels.merges if len(made) else ():
-        for one, other in (pair, pair[::-1]):
-            at = torch.isin(one, made)
-            if at.any() and other[at].unique().numel() > 1:
-                found |= dict.fromkeys(channels.made[int(id_)] for id_ in one[at].unique())
-    return list(found)
-
-
-def _is_spent(channels: Channels, name: str, ids: Tensor) -> bool:
-    """Whether a parameter that was taken without a rule has channels `ids`, too: it is left whole, and they with it."""
-    return name in channels.spent and ids.unique().numel() > 1
 
 
 def _macs(node: fx.Node) -> int:

@@ -81,11 +81,16 @@ def _classes(channels: Channels) -> Ints:
     whole = [ids for (name, _), ids in channels.bound.items() if name in channels.whole]
     pairs = [(a.numpy(), b.numpy()) for a, b in channels.merges]
     pairs += [(ids.numpy(), np.full(ids.numel(), FROZEN)) for ids in [*channels.frozen, *whole]]
-    first = np.concatenate([a for a, _ in pairs])
-    second = np.concatenate([b for _, b in pairs])
-    graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(channels.count,) * 2)
-    label = connected_components(graph, directed=False)[1].astype(np.int64)
+    label = connected(pairs, channels.count)
     return np.where(label == label[FROZEN], 0, label + (label < label[FROZEN]))
+
+
+def connected(pairs: list[tuple[Ints, Ints]], count: int) -> Ints:
+    """Class of each of `count` ids where those of `pairs` are one, [count]."""
+    first = np.concatenate([np.zeros(0, np.int64), *(a for a, _ in pairs)])
+    second = np.concatenate([np.zeros(0, np.int64), *(b for _, b in pairs)])
+    graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
 def _exchangeable(owners: list[Ints], count: int) -> list[Ints]:

@@ -1,7 +1,9 @@
-"""What a mask computes in a removed channel: 0/0 there is NaN, and spoils every reader in spite of its zero weights."""
+"""What a mask computes in a removed channel: 0/0 there is NaN, and spoils every reader in spite of its zero weights;
+zero adds nothing to a sum over channels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,11 +30,18 @@ def has_pole(c: Channels, node: fx.Node, operands: tuple[Any, ...]) -> bool:
     if not isinstance(divisor, Weight) and not (isinstance(divisor, Tensor) and varying(divisor)):
         return False
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # dropout draws
-        return not bool(torch.isfinite(_when_removed(c, node)).all())
+        return not bool(torch.isfinite(_when_removed(c, node, _start)).all())
 
 
-def _when_removed(c: Channels, node: fx.Node) -> Tensor:
-    """The value of `node` where all channels are removed."""
+def vanishes(c: Channels, *nodes: fx.Node) -> bool:
+    """Whether the product of some `nodes` is zero where their channels are removed, whatever else they hold."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        values = [_when_removed(c, node, _surely) for node in nodes]
+    return all(bool(torch.isfinite(x).all()) for x in values) and not all(bool(x.any()) for x in values)
+
+
+def _when_removed(c: Channels, node: fx.Node, start: Callable[[Channels, fx.Node], Any]) -> Tensor:
+    """The value of `node` where all channels are removed. `start`: what the nodes give that it is computed from."""
     needed, ahead = set(), [node]
     while ahead:
         if (here := ahead.pop()) not in needed:
@@ -45,7 +54,7 @@ def _when_removed(c: Channels, node: fx.Node) -> Tensor:
             args, kwargs = fx.map_arg((here.args, here.kwargs), lambda n: values[n])
             values[here] = target(*args, **kwargs)
         else:
-            values[here] = _start(c, here)
+            values[here] = start(c, here)
     return values[node]
 
 
@@ -55,11 +64,32 @@ def _passes(node: fx.Node) -> bool:
 
 def _start(c: Channels, node: fx.Node) -> Any:
     """Zeros, or ones for a weight that is never zeroed, of the shape of what `node` gives."""
+    return _filled(node, torch.ones if isinstance(c.values[node], Weight) and not _zeroed(c, node) else torch.zeros)
+
+
+def _surely(c: Channels, node: fx.Node) -> Any:
+    """Zeros where a mask has nothing else in a removed channel: for its parameters, and what layers make by them."""
+    weights = [n for n in node.all_input_nodes if isinstance(c.values[n], Weight)]
+    if operator_name(node) in ("batch_norm", "instance_norm"):  # whose statistics don't matter then
+        weights = [n for n in weights if n in node.args[1:3]]
+    ids = c.values[node]
+    made = isinstance(ids, Tensor) and varying(ids) and weights and all(_zeroed(c, n) for n in weights)
+    return _filled(node, torch.zeros if made or _zeroed(c, node) else torch.rand)
+
+
+def _zeroed(c: Channels, node: fx.Node) -> bool:
+    """Whether a mask zeroes a parameter: it leaves buffers ("b_" for torch.export) as they are, and parameters that
+    follow no channels."""
     weight = c.values[node]
-    # a mask leaves buffers ("b_" for torch.export) as they are, and parameters that follow no channels
     follows = isinstance(weight, Weight) and any(weight.name == name for name, _ in c.bound)
-    fill = int(isinstance(weight, Weight) and not (follows and node.name.startswith("p_")))
-    return tree_map(
-        lambda v: torch.full(v.shape, fill, dtype=v.dtype, device=v.device) if isinstance(v, Tensor) else v,
-        node.meta["val"],
-    )
+    return follows and node.name.startswith("p_")
+
+
+def _filled(node: fx.Node, make: Callable[..., Tensor]) -> Any:
+    def filled(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        made = make(value.shape) if make is not torch.rand or value.is_floating_point() else torch.zeros(value.shape)
+        return made.to(value.device, value.dtype)
+
+    return tree_map(filled, node.meta["val"])

@@ -26,6 +26,7 @@ from gnnrl_gym.graph.channels import (
     spread,
     varying,
 )
+from gnnrl_gym.graph.parameters import with_ids
 from gnnrl_gym.graph.quotients import has_pole
 from gnnrl_gym.graph.trace import shape_of
 
@@ -161,6 +162,8 @@ def prelu(c: Channels, node: fx.Node, x: Any, weight: Any) -> Any:
 def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""
     shape = shape_of(node)
+    if not any(isinstance(a, Tensor) for a in args):
+        args = tuple(with_ids(c, node, a) for a in args)
     tensors = [a for a in args if isinstance(a, Tensor)]
     dims = {d + len(shape) - t.dim() for t in tensors for d in varying(t)}
     carriers = [t for t in tensors if _fills(t, dims, shape)]
@@ -179,10 +182,13 @@ def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
 
 
 @rule("max", "min", of_weights=True)
-def extremum(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
-    """Of two tensors; one tensor's own, along a dimension or of all it holds, bears the same name."""
+def extremum(c: Channels, node: fx.Node, x: Any, *args: Any) -> Any:
+    """Of two tensors, or of one along a dimension, with the positions; that of all it holds bears the same name."""
     target: Any = node.target
-    return elementwise(c, node, *args) if target._overloadname == "other" else NotImplemented
+    if target._overloadname == "other":
+        return elementwise(c, node, x, *args)
+    along_one = target._overloadname == "dim" and isinstance(x, Tensor)
+    return _pair(node, reduction(c, node, x, *args)) if along_one else NotImplemented
 
 
 @rule("type_as")
@@ -229,7 +235,7 @@ def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
     return result if isinstance(node.meta["val"], Tensor) else [result for _ in node.meta["val"]]
 
 
-@rule("mean", "sum", "amax")
+@rule("mean", "sum", "amax", "amin", "logsumexp")
 def reduction(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
     """A mean over positions keeps the channels; one over channels mixes them."""
     dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
@@ -246,9 +252,12 @@ def reduction(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, keepdim: 
 def deviation(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, *_: Any, **__: Any) -> Any:
     """Likewise; some give two results of one shape."""
     dims = None if isinstance(dims, bool) else dims  # x.var(False) has `unbiased` in this place
-    result = reduction(c, node, x, dims, keepdim=len(shape_of(node)) == x.dim())
-    pair = isinstance(result, Tensor) and not isinstance(node.meta["val"], Tensor)
-    return [result, result] if pair else result
+    return _pair(node, reduction(c, node, x, dims, keepdim=len(shape_of(node)) == x.dim()))
+
+
+def _pair(node: fx.Node, ids: Any) -> Any:
+    """Twice the `ids` of a reduction that gives two tensors."""
+    return ids if isinstance(node.meta["val"], Tensor) or not isinstance(ids, Tensor) else [ids, ids]
 
 
 def _resize(ids: Tensor, dims: list[int], shape: tuple[int, ...]) -> Tensor:
@@ -262,6 +271,7 @@ def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
     """Executed on the ids. Where one dimension becomes two, what is kept must stay a rectangle: the ids are tied
     across the first (a channel shuffle's groups), so only the last of them shrinks; or across the positions of images
     that features become."""
+    x = with_ids(c, node, x)
     if not isinstance(x, Tensor):
         return attention.view_of_constants(c, node, x)
     result = compress(x.reshape(shape_of(node)))
@@ -286,10 +296,11 @@ def _images(c: Channels, result: Tensor) -> Tensor:
 
 
 @rule("transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "expand_as", "roll", "flip", "getitem", "select",
-      "numpy_T", "swapaxes", "swapdims", "movedim", "moveaxis")  # fmt: skip
+      "numpy_T", "swapaxes", "swapdims", "movedim", "moveaxis", of_weights=True)  # fmt: skip
 def move(c: Channels, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Executed on the ids as it is."""
-    if any(isinstance(a, Weight) for a in args):  # expand_as: a parameter gives a size, but has no ids to execute on
+    x = with_ids(c, node, x)
+    if any(isinstance(a, Weight) for a in (x, *args)):  # in expand_as one gives a size, but has no ids to execute on
         return NotImplemented
     target: Any = node.target
     result = target(x, *args, **kwargs)
@@ -390,4 +401,4 @@ def pad(c: Channels, node: fx.Node, x: Any, amounts: Any, mode: Any = "constant"
     return _resize(x, still, shape)
 
 
-from gnnrl_gym.graph import attention  # noqa: E402  (its rules are registered with `rule` from above)
+from gnnrl_gym.graph import attention, products  # noqa: E402, F401  (their rules are registered with `rule` from above)
