@@ -3,14 +3,16 @@ attention heads are in `test_attention.py`."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import test_blocks
 import torch
 import torch.nn.functional as F
 from conftest import exact_network, images
-from test_channels import Net, conv
+from test_channels import Foreign, Net, conv
 from torch import Tensor, nn
 
 X = images(1, 3, 8, 8)
@@ -129,9 +131,13 @@ def test_sums_over_channels_that_are_not_zero_once_removed_are_frozen(name: str)
     assert sorted(exact_network(non_local(scores), X, plans=4, warns=warns).widths.tolist()) == [6, 7, 8]
 
 
-def test_one_side_that_vanishes_is_enough() -> None:
-    model = non_local(lambda q, k: bmm(q.sigmoid(), k))
-    assert sorted(exact_network(model, X).widths.tolist()) == [5, 6, 7, 8]
+@pytest.mark.parametrize(
+    ("scores", "norm"),
+    [(lambda q, k: bmm(q.sigmoid(), k), nn.Identity()), (lambda q, k: bmm(q, k + 1), nn.BatchNorm2d(5))],
+    ids=["keys", "queries"],
+)
+def test_one_side_that_vanishes_is_enough(scores: Callable[[Tensor, Tensor], Tensor], norm: nn.Module) -> None:
+    assert sorted(exact_network(non_local(scores, norm=norm), X).widths.tolist()) == [5, 6, 7, 8]
 
 
 class Plain(nn.Module):
@@ -192,3 +198,42 @@ def test_heads_anywhere_in_the_equation() -> None:
     parts = {name: nn.Conv2d(8, 15, 1) for name in "qkv"}
     model = Net(attend, 6, **parts, out=conv(15, 6))
     assert sorted(exact_network(model, X).widths.tolist()) == [3, 6, 8]
+
+
+# ---- mixtures ------------------------------------------------------------------------------------------------------
+
+
+def a_step(rng: random.Random) -> nn.Module:
+    """Eight channels -> eight, as one of the networks of this file or of `test_blocks` has them."""
+    mix, turned = rng.choice([*MIXED.values()])
+    norm = rng.choice([test_blocks.folded, test_blocks.plain, test_blocks.of_the_image, test_blocks.of_the_image_flat])
+    choose = rng.choice([test_blocks.stacked, test_blocks.concatenated, test_blocks.largest, test_blocks.indexed])
+    scores, values = rng.choice(
+        [(bmm, bmm_values), (einsum, einsum_values), (lambda q, k: bmm(q.exp(), k), bmm_values)]
+    )
+    made: list[Callable[[], nn.Module]] = [
+        lambda: test_blocks.Scale(rng.choice([*test_blocks.RESHAPED.values()])),
+        lambda: test_blocks.Statistics(norm),
+        lambda: test_blocks.Selective(choose),
+        lambda: nn.Sequential(Mixing(mix, turned), nn.Conv2d(7, 8, 1)),
+        lambda: NonLocal(scores, values, rng.choice([nn.Identity(), nn.BatchNorm2d(5), nn.ReLU()])),
+        lambda: Foreign(rng.choice([*CHANNELWISE.values()])),
+    ]
+    return rng.choice(made)()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mixtures(seed: int) -> None:
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    steps = nn.ModuleList(a_step(rng) for _ in range(3))
+    residual = [rng.random() < 0.3 for _ in steps]
+
+    def forward(n: Any, x: Tensor) -> Tensor:
+        for part, added in zip(n.steps, residual, strict=True):
+            x = part(x).tanh() + (x if added else 0)
+        return n.a(x)
+
+    network = exact_network(Net(forward, 6, deep=True, steps=steps, a=conv(8, 6)), X, plans=5)
+    widths = network.widths.tolist()
+    assert 5 in widths and 6 in widths and {7, 8} & {*widths}  # the deep stem, the last layer, and what the steps have
