@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.registry import Benchmark, Options, markdown_table
+from benchmarks.searches import begin_worker
 from gnnrl_gym import PrunableNetwork, UnsupportedOperation
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.zoo.random_ingredients import ingredients
@@ -34,7 +35,7 @@ def run(options: Options) -> dict[str, Any]:
     batches = [range(start, min(start + BATCH, first + NETWORKS)) for start in range(first, first + NETWORKS, BATCH)]
     rows: list[dict[str, Any]] = []
     with tqdm(total=NETWORKS, unit="network", disable=None) as bar:
-        pool = ProcessPoolExecutor(options.workers, mp_context=context)
+        pool = ProcessPoolExecutor(options.workers, mp_context=context, initializer=begin_worker)
         try:
             for done in as_completed([pool.submit(_measure_all, batch) for batch in batches]):
                 rows += done.result()
@@ -45,7 +46,6 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _measure_all(seeds: range) -> list[dict[str, Any]]:
-    torch.set_num_threads(1)
     return [_measure(seed) for seed in seeds]
 
 

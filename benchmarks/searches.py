@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import islice
@@ -28,7 +30,7 @@ def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], work
     """
     context, waiting = multiprocessing.get_context("spawn"), iter(jobs)
     bar = tqdm(total=len(jobs), unit=unit, disable=None)
-    with bar, ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with bar, ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker) as pool:
         running = {pool.submit(work, *job) for job in islice(waiting, workers)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -38,8 +40,18 @@ def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], work
             running |= {pool.submit(work, *job) for job in islice(waiting, len(done))}
 
 
-def _one_thread() -> None:
+def begin_worker() -> None:
+    """Of a process in a pool: one thread, and an end with the process that began it. Where that is killed, a worker
+    would finish its job for nobody."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def searched(

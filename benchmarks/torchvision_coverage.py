@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from agents.results import write_atomic
 from benchmarks.registry import Benchmark, Options, markdown_table, of_model
+from benchmarks.searches import begin_worker
 from benchmarks.slimming_exactness import randomise_statistics
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.landing import land
@@ -76,6 +77,7 @@ def _isolated(measure: Callable[[str, int], Any], name: str, seed: int) -> Any:
 
 def _limit() -> None:
     """A network that takes more than this is an error, not the end of the machine."""
+    begin_worker()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
 
