@@ -20,7 +20,7 @@ from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.files import read_json
 from gnnrl_gym.zoo.models import DIGITS
 
-METHODS = ("uniform", "random", "sensitivity", "ppo", "ppo-params")
+METHODS = ("uniform", "random", "sensitivity", "ppo", "ppo-params", "ppo-floor")
 LEARNING_RATE = 0.05
 TRAIN_IMAGES = 10_000  # how many training images say how well they are fitted
 SHARES = ("macs_ratio", "published_ratio", "params_ratio")

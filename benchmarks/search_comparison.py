@@ -24,14 +24,15 @@ from gnnrl_gym.files import read_json
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-steps", "ppo-fresh", "ppo")
-# Under a budget of parameters, too: no row beside the others, but plans for `finetuning`.
-OTHER_BUDGET = ("ppo-params",)
+# Under a budget of parameters, too, or with half of every group kept: no rows beside the others, but plans for
+# `finetuning`.
+OTHER_PLANS = ("ppo-params", "ppo-floor")
 # "fresh": not from the general policy. "steps" takes several small ones to the budget, as published, instead of one.
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo-fresh": {"policy": None},
     "ppo-steps": {"policy": None, "n_steps": 4, "policy_kwargs": {"initial_mean": -0.7}},
 }
-ENVIRONMENTS: dict[str, dict[str, Any]] = {"ppo-steps": {"max_steps": 10}}
+ENVIRONMENTS: dict[str, dict[str, Any]] = {"ppo-steps": {"max_steps": 10}, "ppo-floor": {"floor": 0.5}}
 WITHOUT_CHANCE = ("uniform", OUTSIDE, "sensitivity")
 POINTS = (50, 100, 200, 400)  # evaluations at which the table shows the best plan so far
 
@@ -46,10 +47,10 @@ def run(options: Options) -> dict[str, Any]:
     """
     model = options.model or DIGITS
     base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
-    methods = options.methods_of(METHODS + OTHER_BUDGET)
+    methods = options.methods_of(METHODS + OTHER_PLANS)
     jobs = [(options, method, seed, base) for method in methods for seed in _seeds(method, options)]
     # those of other methods than are run now are in the record too
-    check_kept(options, [folder for method in METHODS + OTHER_BUDGET for folder in base.glob(f"{method}-[0-9]*")])
+    check_kept(options, [folder for method in METHODS + OTHER_PLANS for folder in base.glob(f"{method}-[0-9]*")])
     side_by_side(_search, jobs, options.workers, "search")
     folders = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
     folders = [folder for folder in folders if finished(folder)]
@@ -102,12 +103,12 @@ def _search(options: Options, method: str, seed: int, base: Path) -> None:
 def environment_of(options: Options, method: str) -> dict[str, Any]:
     """Arguments of `GNNRL-Prune-v0`."""
     given = {"model": options.model or DIGITS, "weights": options.weights, "data": options.data or "digits"}
-    budget = {"macs": options.budget, "params": options.budget} if method in OTHER_BUDGET else options.budget
+    budget = {"macs": options.budget, "params": options.budget} if method == "ppo-params" else options.budget
     return given | {"budget": budget} | ENVIRONMENTS.get(method, {})
 
 
 def searcher_of(method: str) -> str:
-    """ "ppo-fresh", "ppo-steps" and "ppo-params" are ways to use the searcher ppo."""
+    """ "ppo-fresh", "ppo-steps", "ppo-params" and "ppo-floor" are ways to use the searcher ppo."""
     return "ppo" if method.startswith("ppo") else method
 
 
