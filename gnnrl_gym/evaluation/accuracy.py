@@ -18,6 +18,7 @@ from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.folding import fold, foldable_pairs
 from gnnrl_gym.evaluation.layout import fitting_layout
 from gnnrl_gym.evaluation.precision import fitting_dtype
+from gnnrl_gym.evaluation.quick import can_be_quick, cast_weights, replace_relus
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.recalibration import eager, recalibrate
@@ -121,6 +122,8 @@ class PlanEvaluator:
         images, labels = search.tensors()
         self._search, self._labels = self._on_device(images), labels.to(self.device)
         self._pairs = foldable_pairs(network)
+        bfloat16_on_cpu = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        self._quick = bfloat16_on_cpu and can_be_quick(network)
         self._scores: dict[bytes, float] = {}
 
     def _worth_a_batch(self) -> bool:
@@ -194,8 +197,11 @@ class PlanEvaluator:
 
     def _outputs(self, widths: Ints, images: Tensor) -> Tensor:
         module = self._cut(widths)  # which may train it: not under autocast
+        if self._quick:
+            replace_relus(module)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return logits(fold(recalibrate(module, self._calibration), self._pairs), images).float()
+            folded = fold(recalibrate(module, self._calibration), self._pairs)
+            return logits(cast_weights(folded) if self._quick else folded, images).float()
 
     def sensitivity(self) -> Floats:
         """Loss rise [A] when only one group is halved, on the recalibration images: measured once, no evaluation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -73,11 +74,16 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
             fused: Any = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var, arg-type]
             conv.weight, conv.bias = fused.weight, fused.bias
             folded.add(norm)
+    replace(model, {norm: nn.Identity() for norm in folded})
+    return model
+
+
+def replace(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> None:
+    """Put others in the place of some layers of `model`, in place."""
     for parent in list(model.modules()):  # a layer may have several names
         for name, child in list(parent._modules.items()):
-            if child in folded:
-                parent._modules[name] = nn.Identity()
-    return model
+            if child is not None and child in layers:
+                parent._modules[name] = layers[child]
 
 
 def plain(layer: nn.Module, kind: type[nn.Module]) -> bool:

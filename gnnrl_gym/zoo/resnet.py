@@ -69,11 +69,12 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = _shortcut(in_channels, out_channels, stride)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out)) + self.shortcut(x)
-        return F.relu(out)
+        return self.relu(out)  # type: ignore[no-any-return]
 
 
 def _stage(in_channels: int, out_channels: int, depth: int, stride: int) -> nn.Sequential:
@@ -115,6 +116,7 @@ class CifarResNet(nn.Module):
         self.layer1 = _stage(widths[0], widths[0], depth_per_stage, stride=1)
         self.layer2 = _stage(widths[0], widths[1], depth_per_stage, stride=2)
         self.layer3 = _stage(widths[1], widths[2], depth_per_stage, stride=2)
+        self.relu = nn.ReLU(inplace=True)
         self.linear = nn.Linear(widths[2], num_classes)
         self._init_weights()
 
@@ -125,6 +127,6 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn1(self.conv1(x)))
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
