@@ -47,7 +47,7 @@ def read_units(network: PrunableNetwork, node: fx.Node) -> Ints | None:
     weight = network.channels.values.get(node.args[1]) if operator_name(node) in _READERS else None  # type: ignore[arg-type]
     if not isinstance(weight, Weight):
         return None
-    units = network.groups.owner.get((weight.name, int("transpose" not in operator_name(node))))
+    units = network.groups.owner.get(weight.key(int("transpose" not in operator_name(node))))
     return units if units is not None and (units >= 0).any() else None
 
 

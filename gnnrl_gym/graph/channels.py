@@ -27,10 +27,19 @@ Key = tuple[str, int]  # a dimension of a named parameter or buffer
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter or buffer as an operand: it has no ids of its own, its dimensions are bound to those of others."""
+    """A parameter or buffer as an operand: it has no ids of its own, its dimensions are bound to those of others.
+
+    Attributes:
+        order: dimension d of the operand is dimension ``order[d]`` of what `name` names, as of a transposed matrix;
+            empty where it is dimension d.
+    """
 
     name: str
     shape: tuple[int, ...]
+    order: tuple[int, ...] = ()
+
+    def key(self, dim: int) -> Key:
+        return self.name, self.order[dim] if self.order else dim
 
 
 @dataclass(frozen=True)
@@ -103,11 +112,15 @@ class Channels:
             elif isinstance(value, Weight):
                 self.whole.add(value.name)
 
-    def bind(self, weight: Weight | None, dim: int, ids: Tensor) -> None:
-        """Dimension `dim` of `weight` holds the channels `ids` [size]; a weight used twice merges both uses."""
+    def bind(self, weight: Weight | Tensor | None, dim: int, ids: Tensor) -> None:
+        """Dimension `dim` of `weight` holds the channels `ids` [size], or one number for all of them. A weight used
+        twice merges both uses; one that was computed from parameters has ids already."""
         if weight is None:
             return
-        known = self.bound.setdefault((weight.name, dim), ids)
+        if weight.shape[dim] != len(ids):
+            self.freeze(weight)
+            return
+        known = weight if isinstance(weight, Tensor) else self.bound.setdefault(weight.key(dim), ids)
         if known is not ids:
             self.merge(known, ids)
 
@@ -115,7 +128,7 @@ class Channels:
         """Ids [size] of the channels that `weight` writes: new ones, or its known ones where it is used again."""
         if not isinstance(weight, Weight):  # a computed weight can't be resized
             return torch.full((weight.shape[dim],), FROZEN)
-        key = (weight.name, dim)
+        key = weight.key(dim)
         if key not in self.bound:
             self.bound[key] = self.fresh(weight.shape[dim])
         return self.bound[key]

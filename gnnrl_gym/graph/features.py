@@ -22,7 +22,7 @@ LEVELS = ("decision", "operation", "layer", "block", "network")
 OPERATORS = {
     "conv": ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     "grouped conv": (),  # told apart by its groups
-    "linear": ("linear", "matmul", "bmm", "scaled_dot_product_attention"),
+    "linear": ("linear", "addmm", "matmul", "mm", "bmm", "scaled_dot_product_attention"),
     "norm": ("batch_norm", "layer_norm", "group_norm", "instance_norm"),
     "activation": ("relu", "relu6", "hardtanh", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid", "softmax"),
     "pool": ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"),

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gnnrl_gym.graph.channels import FROZEN, Channels, Weight, first, spread, varying
+from gnnrl_gym.graph.channels import FROZEN, Channels, Weight, first, operator_name, spread, varying
 from gnnrl_gym.graph.groups import connected
+from gnnrl_gym.graph.trace import shape_of
 
 
 def with_ids(c: Channels, node: fx.Node, x: Any) -> Any:
@@ -20,11 +21,32 @@ def with_ids(c: Channels, node: fx.Node, x: Any) -> Any:
     long = [d for d, size in enumerate(x.shape) if size > 1]
     if len(long) != 1:
         return x
-    known = (x.name, long[0]) in c.bound
+    known = x.key(long[0]) in c.bound
     ids = c.new_outputs(x, long[0])
     if not known:
         c.lifted[x.name] = ids
     return spread(ids, long[0], x.shape)
+
+
+TURNS = {"transpose", "permute", "t", "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis"}
+_KEEP_ZEROS = {"mul", "div", "neg", "to", "_to_copy", "clone", "contiguous", "detach", "alias"}
+
+
+def turned(node: fx.Node, x: Weight, *args: Any, **kwargs: Any) -> Weight:
+    """`x` with its dimensions in the order that `node` brings them into."""
+    target: Any = node.target
+    order = [size - 1 for size in target(torch.empty(tuple(range(1, len(x.shape) + 1))), *args, **kwargs).shape]
+    return Weight(x.name, tuple(x.shape[d] for d in order), tuple(x.key(d)[1] for d in order))
+
+
+def scaled(node: fx.Node, operands: tuple[Any, ...]) -> Weight | None:
+    """The parameter among `operands` that a layer may take after `node` as before: its entries are cast, or multiplied
+    by one number, and what a mask zeroes stays zero."""
+    weights, name = [x for x in operands if isinstance(x, Weight) and x.shape], operator_name(node)
+    if len(weights) != 1 or name not in _KEEP_ZEROS or (name == "div" and operands[0] is not weights[0]):
+        return None
+    (x,) = weights
+    return x if sum(size > 1 for size in x.shape) > 1 and x.shape == shape_of(node) else None
 
 
 def names_of(c: Channels, ids: Tensor) -> list[str]:

@@ -38,7 +38,17 @@ def attention(
     return _per_head(c, node, [x for x in operands if x is not None])
 
 
-@rule("matmul", "bmm", "baddbmm", of_weights=True)
+@rule("addmm", of_weights=True)
+def addmm(c: Channels, node: fx.Node, bias: Any, x: Any, weight: Any, **_: Any) -> Any:
+    """A linear layer whose weight lies [inputs, outputs]."""
+    layer = len(bias.shape) == 1 and isinstance(weight, Weight)
+    result = _of_two(c, node, ("mk", "kn"), "mn", (x, weight)) if layer else NotImplemented
+    if isinstance(result, Tensor):
+        c.bind(bias, 0, c.new_outputs(weight, 1))
+    return result
+
+
+@rule("matmul", "mm", "bmm", "baddbmm", of_weights=True)
 def matmul(c: Channels, node: fx.Node, *operands: Any, **_: Any) -> Any:
     """A batched product, whose batch dimension is the heads; or one of two matrices."""
     result = _per_head(c, node, operands)
@@ -132,7 +142,7 @@ def _layer(c: Channels, node: fx.Node, terms: Sequence[str], output: str, operan
     outputs = c.new_outputs(weight, rows)
     c.bind(weight, columns, inputs)
     _keep_two(c, node, inputs)
-    c.products.append(Product(node, x.numel() // len(inputs), ((weight.name, rows), (weight.name, columns))))
+    c.products.append(Product(node, x.numel() // len(inputs), (weight.key(rows), weight.key(columns))))
     return spread(outputs, output.index(made[0]), shape_of(node))
 
 

@@ -14,9 +14,9 @@ from gnnrl_gym.graph.channels import RULES, Channels, Weight, operator_name, var
 
 # zero in removed channels, since their weights are
 _MAKERS = {
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "batch_norm",
-    "instance_norm", "scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum", "layer_norm", "rms_norm",
-    "index",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "addmm",
+    "batch_norm", "instance_norm", "scaled_dot_product_attention", "matmul", "mm", "bmm", "baddbmm", "einsum",
+    "layer_norm", "rms_norm", "index",
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from gnnrl_gym.graph.channels import (
     spread,
     varying,
 )
-from gnnrl_gym.graph.parameters import with_ids
+from gnnrl_gym.graph.parameters import TURNS, scaled, turned, with_ids
 from gnnrl_gym.graph.quotients import has_pole
 from gnnrl_gym.graph.trace import shape_of
 
@@ -55,7 +55,7 @@ def convolution(
 ) -> Any:  # fmt: skip
     """New ids. In a grouped convolution a unit is a whole convolution group, so depthwise is the case of size 1."""
     inputs = along(x, 1) if _batched(node, x) else None
-    if inputs is None or not isinstance(weight, Weight) or isinstance(bias, Tensor):
+    if inputs is None or not isinstance(weight, Weight) or (groups > 1 and weight.order):
         return NotImplemented
     outputs = c.new_outputs(weight)
     c.bind(bias, 0, outputs)
@@ -63,12 +63,12 @@ def convolution(
     cost = math.prod(weight.shape[2:]) * math.prod(shape[2:]) * shape[0]
     if groups == 1:
         c.bind(weight, 1, inputs)
-        c.products.append(Product(node, cost, ((weight.name, 0), (weight.name, 1))))
+        c.products.append(Product(node, cost, (weight.key(0), weight.key(1))))
     else:
         _tie_groups(c, inputs, outputs, groups)
         c.literals.append(node)
         c.grouped[weight.name] = len(outputs) // groups
-        c.products.append(Product(node, cost * weight.shape[1], ((weight.name, 0),)))
+        c.products.append(Product(node, cost * weight.shape[1], (weight.key(0),)))
     return spread(outputs, 1, shape)
 
 
@@ -88,13 +88,13 @@ def _batched(node: fx.Node, x: Tensor) -> bool:
 def linear(c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
     """New ids on the last dimension."""
     inputs = along(x, -1) if isinstance(x, Tensor) else None
-    if inputs is None or not isinstance(weight, Weight) or isinstance(bias, Tensor):
+    if inputs is None or not isinstance(weight, Weight):
         return NotImplemented
     outputs = c.new_outputs(weight)
     c.bind(bias, 0, outputs)
     c.bind(weight, 1, inputs)
     shape = shape_of(node)
-    c.products.append(Product(node, math.prod(shape[:-1]), ((weight.name, 0), (weight.name, 1))))
+    c.products.append(Product(node, math.prod(shape[:-1]), (weight.key(0), weight.key(1))))
     return spread(outputs, -1, shape)
 
 
@@ -105,7 +105,7 @@ def transposed_convolution(
 ) -> Any:  # fmt: skip
     """Like a convolution whose weight lies [inputs, outputs per group, ...] and meets every position of the input."""
     inputs = along(x, 1) if _batched(node, x) else None
-    if inputs is None or not isinstance(weight, Weight) or isinstance(bias, Tensor):
+    if inputs is None or not isinstance(weight, Weight) or (groups > 1 and weight.order):
         return NotImplemented
     # the outputs of one convolution group are one unit: no dimension of the weight tells them apart
     outputs = c.new_outputs(weight, 1) if groups == 1 else c.fresh(weight.shape[1] * groups)
@@ -113,12 +113,12 @@ def transposed_convolution(
     c.bind(weight, 0, inputs)
     cost = math.prod(weight.shape[2:]) * math.prod(x.shape[2:]) * x.shape[0]
     if groups == 1:
-        c.products.append(Product(node, cost, ((weight.name, 1), (weight.name, 0))))
+        c.products.append(Product(node, cost, (weight.key(1), weight.key(0))))
     else:
         _tie_groups(c, inputs, outputs, groups)
         c.literals.append(node)
         c.grouped[weight.name] = len(inputs) // groups
-        c.products.append(Product(node, cost * weight.shape[1], ((weight.name, 0),)))
+        c.products.append(Product(node, cost * weight.shape[1], (weight.key(0),)))
     return spread(outputs, 1, shape_of(node))
 
 
@@ -132,11 +132,11 @@ def _tie_groups(c: Channels, inputs: Tensor, outputs: Tensor, groups: int) -> No
 def batch_norm(c: Channels, node: fx.Node, x: Any, *weights: Any, **_: Any) -> Any:
     """Normalises each channel alone: its vectors follow the channels."""
     ids = along(x, 1)
-    if ids is None or any(isinstance(weight, Tensor) for weight in weights[:4]):  # computed ones can't be resized
+    if ids is None:
         return NotImplemented
     for weight in weights[:4]:
         c.bind(weight, 0, ids)
-    if not any(isinstance(weight, Weight) for weight in weights[:4]):
+    if not any(isinstance(weight, (Weight, Tensor)) for weight in weights[:4]):
         c.literals.append(node)  # no tensor tells its module how many channels there are
     return x
 
@@ -163,6 +163,8 @@ def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""
     shape = shape_of(node)
     if not any(isinstance(a, Tensor) for a in args):
+        if (weight := scaled(node, args)) is not None:
+            return weight
         args = tuple(with_ids(c, node, a) for a in args)
     tensors = [a for a in args if isinstance(a, Tensor)]
     dims = {d + len(shape) - t.dim() for t in tensors for d in varying(t)}
@@ -197,7 +199,7 @@ def type_as(c: Channels, node: fx.Node, x: Any, other: Any) -> Any:
     return elementwise(c, node, x)
 
 
-@rule("_assert_tensor_metadata")
+@rule("_assert_tensor_metadata", of_weights=True)
 def check(c: Channels, node: fx.Node, *_: Any, **__: Any) -> None:
     """torch.export's own, before a change of type, as in `x.float()`: it reads no channels."""
 
@@ -233,6 +235,24 @@ def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
     result = _resize(x, moved, shape_of(node))
     # adaptive maxima come with their positions, channel by channel too
     return result if isinstance(node.meta["val"], Tensor) else [result for _ in node.meta["val"]]
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(c: Channels, node: fx.Node, x: Tensor, factor: int) -> Any:
+    """Channels that become the pixels of one are one unit."""
+    ids = along(x, -3)
+    if ids is None:
+        return NotImplemented
+    members = ids.view(-1, factor**2)
+    c.merge(members, members[:, :1].expand(members.shape).clone())
+    return spread(members[:, 0].clone(), -3, shape_of(node))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(c: Channels, node: fx.Node, x: Tensor, factor: int) -> Any:
+    """Likewise the other way round."""
+    ids = along(x, -3)
+    return NotImplemented if ids is None else spread(ids.repeat_interleave(factor**2), -3, shape_of(node))
 
 
 @rule("mean", "sum", "amax", "amin", "logsumexp")
@@ -296,10 +316,12 @@ def _images(c: Channels, result: Tensor) -> Tensor:
 
 
 @rule("transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "expand_as", "roll", "flip", "getitem", "select",
-      "numpy_T", "swapaxes", "swapdims", "movedim", "moveaxis", of_weights=True)  # fmt: skip
+      "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis", of_weights=True)  # fmt: skip
 def move(c: Channels, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Executed on the ids as it is."""
     x = with_ids(c, node, x)
+    if isinstance(x, Weight) and operator_name(node) in TURNS:
+        return turned(node, x, *args, **kwargs)
     if any(isinstance(a, Weight) for a in (x, *args)):  # in expand_as one gives a size, but has no ids to execute on
         return NotImplemented
     target: Any = node.target

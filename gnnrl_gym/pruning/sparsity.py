@@ -295,8 +295,9 @@ def _layers(trace: Trace, channels: Channels, parameters: dict[str, nn.Parameter
     """Weight of every convolution and linear layer -> the operations that use it."""
     found: dict[str, list[fx.Node]] = {}
     for node in trace.operations():
-        weight = channels.values.get(node.args[1]) if operator_name(node) in WEIGHTED else None  # type: ignore[arg-type]
-        if isinstance(weight, Weight) and weight.name in parameters:
+        source: Any = node.args[1] if operator_name(node) in WEIGHTED else None
+        weight = channels.values.get(source)
+        if isinstance(weight, Weight) and source.name in trace.tensors and weight.name in parameters:
             found.setdefault(weight.name, []).append(node)
     return found
 
