@@ -57,17 +57,22 @@ _MOVES = {
 
 
 def feeds_attention(node: fx.Node, past_views: bool) -> bool:
-    """Whether what `node` gives is moved, and no more, into a batched product; `past_views`: also viewed anew."""
-    passed = _MOVES | _VIEWS if past_views else _MOVES
+    """Whether what `node` gives is moved, and no more, into a batched product; `past_views`: also viewed anew. A view
+    that leaves the last two dimensions as they are moves heads (those that queries share, once repeated)."""
     ahead, seen = list(node.users), {node}
     while ahead:
         user = ahead.pop()
         if operator_name(user) in _PRODUCTS:
             return True
-        if user not in seen and operator_name(user) in passed:
+        name = operator_name(user)
+        if user not in seen and (name in _MOVES or (name in _VIEWS and (past_views or _moves_heads(user)))):
             ahead += user.users
         seen.add(user)
     return False
+
+
+def _moves_heads(view: fx.Node) -> bool:
+    return shape_of(view)[-2:] == shape_of(view.all_input_nodes[0])[-2:]
 
 
 def view_of_heads(c: Channels, node: fx.Node, result: Tensor) -> Tensor:

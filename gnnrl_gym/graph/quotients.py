@@ -16,7 +16,7 @@ from gnnrl_gym.graph.channels import RULES, Channels, Weight, operator_name, var
 _MAKERS = {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "addmm",
     "batch_norm", "instance_norm", "scaled_dot_product_attention", "matmul", "mm", "bmm", "baddbmm", "einsum",
-    "layer_norm", "rms_norm", "index",
+    "layer_norm", "rms_norm", "index", "embedding",
 }  # fmt: skip
 
 

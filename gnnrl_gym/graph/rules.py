@@ -98,6 +98,13 @@ def linear(c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None) ->
     return spread(outputs, -1, shape)
 
 
+@rule("embedding", of_weights=True)
+def embedding(c: Channels, node: fx.Node, weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
+    """Rows of a table [rows, channels]."""
+    c.freeze(indices)
+    return spread(c.new_outputs(weight, 1), -1, shape_of(node))
+
+
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(
     c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
@@ -157,7 +164,8 @@ def prelu(c: Channels, node: fx.Node, x: Any, weight: Any) -> Any:
     "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus", "tanh", "clamp", "pow", "sqrt", "exp",
     "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
     "zeros_like", "ones_like", "masked_fill", "clamp_min", "square", "sign", "round", "celu", "log_sigmoid",
-    "softshrink", "threshold", "lerp", "addcmul", "rsqrt", "log1p", of_weights=True,
+    "softshrink", "threshold", "lerp", "addcmul", "rsqrt", "log1p", "where", "gt", "ge", "lt", "le",
+    of_weights=True,
 )  # fmt: skip
 def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""

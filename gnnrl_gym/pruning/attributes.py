@@ -7,7 +7,8 @@ Which attribute a literal of the graph came from can't be seen in a trace. One t
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import combinations
+from collections.abc import Callable, Collection, Iterator
+from itertools import combinations, product
 
 import numpy as np
 from torch import fx, nn
@@ -32,6 +33,33 @@ def matching_attributes(model: nn.Module, channels: Channels, groups: ChannelGro
         if names:
             found[path] = names
     return found
+
+
+def attempts(
+    model: nn.Module, found: Attributes, touched: Callable[[Collection[str]], set[int]]
+) -> Iterator[list[Attributes]]:
+    """What may be tried, one list after the other: for a class of modules; for those of it that hold the same numbers,
+    since it may stand in several places; for two classes, where the one needs the other's, as the channels that a layer
+    makes and the size of the parts that they are split into.
+
+    Args:
+        touched: the groups that meet literals of the modules of some paths.
+    """
+    classes = choices(model, found)
+    for options in classes:
+        yield options
+        alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for path in options[0]:
+            alike[tuple(getattr(model.get_submodule(path), name) for name in found[path])].append(path)
+        for paths in alike.values() if len(alike) > 1 else ():
+            yield [{path: option[path] for path in paths} for option in options]
+    for one, other in combinations(classes, 2):
+        if touched(one[0]) & touched(other[0]):
+            yield [a | b for a, b in sorted(product(one, other), key=lambda both: sum(map(_names, both)))]
+
+
+def _names(option: Attributes) -> int:
+    return len(next(iter(option.values())))
 
 
 def choices(model: nn.Module, found: Attributes) -> list[list[Attributes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from itertools import chain, islice
 from typing import Any
@@ -21,7 +21,7 @@ from gnnrl_gym.graph.features import GraphBuilder
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
 from gnnrl_gym.graph.hierarchy import find_hierarchy
 from gnnrl_gym.graph.trace import module_path, named_module, shape_of, source_line, trace
-from gnnrl_gym.pruning.attributes import Attributes, choices, matching_attributes
+from gnnrl_gym.pruning.attributes import Attributes, attempts, matching_attributes
 from gnnrl_gym.pruning.cost import macs_cost, params_cost
 from gnnrl_gym.pruning.importance import Batch, importance_scores
 from gnnrl_gym.pruning.memory import PeakMemory, peak_memory
@@ -265,15 +265,20 @@ class PrunableNetwork:
         not all of them do (the size of a head may equal their number by chance), some may."""
         found = matching_attributes(self.model, self.channels, self.groups)
         chosen: Attributes = {}
-        for options in choices(self.model, found):
-            touched = self._touching([n for n in sites if module_path(n) in options[0]])
-            for option in options:
-                self.slimmer.attributes = chosen | option
-                if self._probe(touched):
-                    chosen = chosen | option
-                    break
+        for options in attempts(self.model, found, lambda paths: set(self._touching(_inside(sites, paths)))):
+            if not options[0].keys() <= chosen.keys():
+                chosen |= self._right(options, chosen, sites)
         self.slimmer.attributes = chosen
         return bool(chosen) and self._probe(list(range(len(self.widths))))
+
+    def _right(self, options: list[Attributes], chosen: Attributes, sites: list[Any]) -> Attributes:
+        """The first of `options` with which, beside what is `chosen`, all that their modules touch adapts; or none."""
+        touched = self._touching(_inside(sites, options[0]))
+        for option in options:
+            self.slimmer.attributes = chosen | option
+            if self._probe(touched):
+                return option
+        return {}
 
     def _keeps_itself(self, site: Any) -> bool:
         """Whether the literal is surely updated: by its own module, which was called once where it depends on that.
@@ -312,6 +317,10 @@ class PrunableNetwork:
         slimmer = Slimmer(self._noisy.dense, self.trace, self.channels, groups, self.slimmer.attributes)
         plans = chain(_narrow(groups), islice(_halves_and_ends(groups), None if thorough else 1))
         return all(self._noisy.agrees(slimmer, kept) for kept in plans)
+
+
+def _inside(sites: list[Any], paths: Collection[str]) -> list[Any]:
+    return [node for node in sites if module_path(node) in paths]
 
 
 def _narrow(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:

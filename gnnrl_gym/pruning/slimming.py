@@ -147,6 +147,8 @@ def _resize(module: nn.Module, per_group: int | None) -> None:
         module.out_channels, module.in_channels = sizes[::-1] if module.transposed else sizes
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         tensor = module.weight if module.weight is not None else module.running_mean
         module.num_features = len(tensor) if tensor is not None else module.num_features
