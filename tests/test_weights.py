@@ -49,7 +49,8 @@ LAYERS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], tuple[int, .
     "T, multiplied": (lambda x, w, b: x @ w.T + b, (7, 8)),
     "permuted filters": (lambda x, w, b: F.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), b).permute(0, 2, 3, 1),
                          (1, 1, 8, 7)),
-    "turned and turned": (lambda x, w, b: F.linear(x, w.t().swapaxes(0, 1).movedim(0, 1), b), (8, 7)),
+    "turned and back": (lambda x, w, b: F.linear(x, w.t().swapaxes(0, 1), b), (7, 8)),
+    "turned thrice": (lambda x, w, b: F.linear(x, w.t().transpose(0, 1).movedim(0, 1), b), (8, 7)),
     "cast": (lambda x, w, b: F.linear(x.double(), w.to(torch.float64), b.to(torch.float64)).float(), (7, 8)),
     "equalised": (lambda x, w, b: F.linear(x, w * 0.5, b * 2), (7, 8)),
     "scaled from the left": (lambda x, w, b: F.linear(x, -(0.5 * w / 3), b), (7, 8)),
@@ -87,16 +88,22 @@ def test_other_computed_weights_are_frozen_and_named(name: str) -> None:
 class Scaled(nn.Conv2d):
     """With a learned number for all filters."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3)
-        self.scale = nn.Parameter(torch.tensor(0.3))
+    def __init__(self, scaled: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(8, 7, 3)
+        self.scaled, self.scale = scaled, nn.Parameter(torch.tensor(0.3))
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.scale * self.weight, self.bias)
+        return F.conv2d(input, self.scaled(self.scale, self.weight), self.bias)
 
 
-def test_a_learned_scale_of_all_filters() -> None:
-    assert sorted(exact_network(Net(lambda n, x: n.m(x), 7, m=Scaled(8, 7)), X).widths.tolist()) == [7, 8]
+@pytest.mark.parametrize("scaled", [torch.mul, lambda s, w: w / s], ids=["times", "over"])
+def test_a_learned_scale_of_all_filters(scaled: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert sorted(exact_network(Net(lambda n, x: n.m(x), 7, m=Scaled(scaled)), X).widths.tolist()) == [7, 8]
+
+
+def test_a_scale_over_filters_is_frozen_and_named() -> None:
+    model = Net(lambda n, x: n.a(n.m(x)), 6, m=Scaled(torch.div), a=conv(7, 6))
+    assert exact_network(model, X, plans=2, warns="div in 'm'").widths.tolist() == [6]
 
 
 def test_grouped_filters_that_are_turned_are_frozen() -> None:
