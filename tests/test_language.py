@@ -106,7 +106,7 @@ def test_numbers_that_two_modules_hold(inside: int) -> None:
     slim: Any = network.slim([1, 7, 2, 9])
     assert [block.attention.all.outputs for block in slim.blocks] == [3 * HEAD, 6 * HEAD]
     assert [block.attention.part for block in slim.blocks] == [HEAD, 2 * HEAD]
-    assert [block.attention.out.outputs for block in slim.blocks] == [SIZE, SIZE]
+    assert [(block.attention.out.outputs, block.attention.size) for block in slim.blocks] == [(SIZE, SIZE)] * 2
     assert [block.up.outputs for block in slim.blocks] == [7, 9]
 
 
