@@ -52,6 +52,19 @@ def test_a_table_that_is_also_the_last_layer() -> None:
     assert exact_network(Tied(), X).widths.tolist() == [12]
 
 
+def test_a_computed_table_is_frozen_and_named() -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.wide, self.head = nn.Embedding(WORDS, 12), nn.Linear(12, 9), nn.Linear(9, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.embedding(x, self.wide(self.words(torch.arange(WORDS)))))
+
+    assert exact_network(Computed(), X, warns="No channel rule for embedding").widths.tolist() == [12]
+
+
 class Projection(nn.Module):
     """A linear layer that lies [inputs, outputs] and keeps their numbers, as GPT-2 has it."""
 

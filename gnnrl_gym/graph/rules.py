@@ -101,6 +101,8 @@ def linear(c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None) ->
 @rule("embedding", of_weights=True)
 def embedding(c: Channels, node: fx.Node, weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
     """Rows of a table [rows, channels]."""
+    if not isinstance(weight, Weight):  # a computed one
+        return NotImplemented
     c.freeze(indices)
     return spread(c.new_outputs(weight, 1), -1, shape_of(node))
 
