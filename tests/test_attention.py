@@ -381,26 +381,34 @@ WINDOWS = images(2, 5, 5, 8)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_shifted_windows(shift: int) -> None:
-    make = lambda: ShiftedWindowAttention(EMBEDDING, [3, 3], [shift, shift], HEADS)  # noqa: E731
-    network = prunable(Block(make, of_windows), WINDOWS)
-    assert network.widths.tolist() == [HEADS, MLP]
-    slim: Any = network.slim([3, MLP])
-    assert slim.attention.relative_position_bias_table.shape == (25, 3)
+@pytest.mark.parametrize("kind", [ShiftedWindowAttention, ShiftedWindowAttentionV2])
+def test_shifted_windows(kind: type[ShiftedWindowAttention], shift: int) -> None:
+    network = prunable(Block(lambda: kind(EMBEDDING, [3, 3], [shift, shift], HEADS), of_windows), WINDOWS)
+    assert sorted(network.widths) == sorted([HEADS, MLP, *([512] if kind is ShiftedWindowAttentionV2 else [])])
+    slim: Any = network.slim([3 if width == HEADS else width for width in network.widths])
+    assert slim.attention.get_relative_position_bias().shape == (1, 3, 9, 9)
+    assert slim.attention.qkv.weight.shape == (9 * EMBEDDING // HEADS, EMBEDDING)
     slim.train()(WINDOWS).sum().backward()
     assert all(parameter.grad is not None for parameter in slim.parameters())
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(6, 6), (5, 7), (3, 8), (2, 3), (1, 1)])
 @pytest.mark.parametrize("shift", [[0, 0], [1, 1], [2, 1]])
-def test_slim_windows_compute_what_torchvisions_do(size: tuple[int, int], shift: list[int]) -> None:
+def test_slim_windows_compute_what_torchvisions_do(size: tuple[int, int], shift: list[int], bias: bool) -> None:
     torch.manual_seed(0)
-    dense = ShiftedWindowAttention(EMBEDDING, [3, 4], shift, HEADS).eval()
-    nn.init.normal_(dense.relative_position_bias_table)
-    slim: Any = copy.copy(dense)
-    slim.__class__, slim.head_dim = attention.SlimShiftedWindowAttention, EMBEDDING // HEADS
-    x = images(2, *size, EMBEDDING)
-    assert_close([slim(x)], [dense(x)], 1e-5)
+    kinds: dict[Any, Any] = {
+        ShiftedWindowAttention: attention.SlimShiftedWindowAttention,
+        ShiftedWindowAttentionV2: attention.SlimShiftedWindowAttentionV2,
+    }
+    for kind, slimmer in kinds.items():
+        dense = kind(EMBEDDING, [3, 4], shift, HEADS, qkv_bias=bias).eval()
+        for parameter in dense.parameters():
+            nn.init.normal_(parameter, std=3 if parameter.dim() == 3 else 0.5)  # some scales above the largest allowed
+        slim: Any = copy.copy(dense)
+        slim.__class__, slim.head_dim = slimmer, EMBEDDING // HEADS
+        x = images(2, *size, EMBEDDING)
+        assert_close([slim(x)], [dense(x)], 1e-5)
 
 
 def test_relative_positions() -> None:
@@ -409,15 +417,6 @@ def test_relative_positions() -> None:
     assert network.widths.tolist() == [HEADS, MLP]
     slim: Any = network.slim([3, MLP])
     assert slim.attention.relative_position_bias_table.shape == (25, 3)
-
-
-def test_what_has_no_rule_stays_whole() -> None:
-    """Swin V2 computes the bias of its projection."""
-    make = lambda: ShiftedWindowAttentionV2(EMBEDDING, [3, 3], [1, 1], HEADS)  # noqa: E731
-    with pytest.warns(UserWarning, match="frozen"):
-        network = PrunableNetwork(Block(make, of_windows), WINDOWS)
-    assert network.widths.tolist() == [MLP]
-    assert_close(outputs(network.slim([7]), WINDOWS), outputs(network.mask([7]), WINDOWS))
 
 
 # ---- the rest of the package ---------------------------------------------------------------------------------------

@@ -151,3 +151,41 @@ def test_pixels_and_back() -> None:
 def test_pixel_shuffle_at_the_end_keeps_its_channels() -> None:
     model = nn.Sequential(conv(3, 8), nn.Conv2d(8, 12, 3), nn.PixelShuffle(2))
     assert exact_network(model, X).widths.tolist() == [8]
+
+
+class Placed(nn.Module):
+    """Every pixel's channels get a bias that two layers make of its place: continuous position bias, as in Swin v2."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 7, 3, padding=1), nn.Conv2d(7, 3, 1)
+        self.place = nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 7))
+        self.table = table
+        self.register_buffer("order", torch.arange(64).flip(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.place(self.table)[self.order]  # [64, 7]
+        return self.head((self.conv(x) + bias.t().unflatten(1, (8, 8))).relu())
+
+
+@pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer])
+def test_layers_on_a_table_of_numbers(kind: Callable[[Tensor], Tensor]) -> None:
+    network = exact_network(Placed(kind(images(64, 2))), X)
+    assert sorted(network.widths) == [7, 9]
+
+
+def test_a_part_of_a_bias_that_is_set_to_zero() -> None:
+    class Keyless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.joint, self.head = nn.Conv2d(3, 14, 1), nn.Conv2d(7, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = self.joint.bias.clone()
+            bias[: len(bias) // 2].zero_()
+            queries, keys = F.conv2d(x, self.joint.weight, bias).chunk(2, 1)
+            return self.head(queries * keys)
+
+    assert exact_network(Keyless(), X).widths.tolist() == [7]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from gnnrl_gym.graph.channels import Channels, Weight, frozen_like, operator_name, spread, varying
+from gnnrl_gym.graph.channels import Channels, Weight, along, frozen_like, operator_name, spread, varying
 from gnnrl_gym.graph.rules import reduction, rule
 from gnnrl_gym.graph.trace import shape_of
 
@@ -39,10 +39,11 @@ def length(c: Channels, node: fx.Node, x: Any, order: Any = 2, dims: Any = None,
 
 @rule("index", of_weights=True)
 def index(c: Channels, node: fx.Node, x: Any, indices: Any) -> Any:
-    """Rows of a table [rows, channels]: a bias for every head by relative position."""
-    if not isinstance(x, Weight) or len(x.shape) != 2 or len(indices) != 1:
+    """Rows of a table [rows, channels], a parameter or computed: a bias for every head by relative position."""
+    if len(x.shape) != 2 or len(indices) != 1:
         return NotImplemented
-    return spread(c.new_outputs(x, 1), -1, shape_of(node))
+    ids = c.new_outputs(x, 1) if isinstance(x, Weight) else along(x, 1)
+    return NotImplemented if ids is None else spread(ids, -1, shape_of(node))
 
 
 # ---- which views are of heads --------------------------------------------------------------------------------------

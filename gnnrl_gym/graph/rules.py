@@ -84,9 +84,12 @@ def _batched(node: fx.Node, x: Tensor) -> bool:
     return batched
 
 
-@rule("linear")
+@rule("linear", of_weights=True)
 def linear(c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
-    """New ids on the last dimension."""
+    """New ids on the last dimension. A table of numbers is an input like any other."""
+    if isinstance(x, Weight):
+        c.freeze(x)
+        x = frozen_like(node.all_input_nodes[0])
     inputs = along(x, -1) if isinstance(x, Tensor) else None
     if inputs is None or not isinstance(weight, Weight):
         return NotImplemented
@@ -167,7 +170,7 @@ def prelu(c: Channels, node: fx.Node, x: Any, weight: Any) -> Any:
     "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
     "zeros_like", "ones_like", "masked_fill", "clamp_min", "square", "sign", "round", "celu", "log_sigmoid",
     "softshrink", "threshold", "lerp", "addcmul", "rsqrt", "log1p", "where", "gt", "ge", "lt", "le",
-    of_weights=True,
+    "zero", of_weights=True,
 )  # fmt: skip
 def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""

@@ -7,13 +7,14 @@ already, into one of the subclasses here: the same parameters and signature, a f
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
-from torchvision.models.swin_transformer import ShiftedWindowAttention
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 
 class SlimMultiheadAttention(nn.MultiheadAttention):
@@ -97,12 +98,18 @@ class SlimShiftedWindowAttention(ShiftedWindowAttention):
 
     def _attend(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """[windows, positions, C] -> [windows, positions, num_heads * head_dim]; `mask` [windows of an image, p, p]."""
-        q, k, v = self.qkv(windows).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
-        scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1) + self.get_relative_position_bias()
+        q, k, v = self._projected(windows).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        scores = self._scores(q, k) + self.get_relative_position_bias()
         if mask is not None:
             scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
         weights = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
         return (weights @ v).transpose(1, 2).flatten(2)
+
+    def _projected(self, windows: Tensor) -> Tensor:
+        return self.qkv(windows)
+
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
 
     def _mask(self, x: Tensor, shift: list[int]) -> Tensor:
         """-100 between positions of a window that were no neighbours before the shift, as torchvision has it."""
@@ -115,6 +122,21 @@ class SlimShiftedWindowAttention(ShiftedWindowAttention):
         """Which of the three parts that a shift along one axis makes each position is in, [windows, window]."""
         place = torch.arange(size)
         return ((place >= size - window).long() + ((place >= size - shift) & (shift > 0)).long()).view(-1, window)
+
+
+class SlimShiftedWindowAttentionV2(SlimShiftedWindowAttention, ShiftedWindowAttentionV2):
+    """That of Swin v2: scores are cosines, each head's times a number of its own, and keys have no bias."""
+
+    def _projected(self, windows: Tensor) -> Tensor:
+        bias = self.qkv.bias
+        if bias is not None:
+            queries, keys, values = bias.chunk(3)
+            bias = torch.cat([queries, torch.zeros_like(keys), values])
+        return F.linear(windows, self.qkv.weight, bias)
+
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        cosines = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        return cosines * self.logit_scale.clamp(max=math.log(100.0)).exp()
 
 
 class SlimRelativeAttention(RelativePositionalMultiHeadAttention):
@@ -134,6 +156,7 @@ class SlimRelativeAttention(RelativePositionalMultiHeadAttention):
 _SLIM: dict[type[nn.Module], type[nn.Module]] = {
     nn.MultiheadAttention: SlimMultiheadAttention,
     ShiftedWindowAttention: SlimShiftedWindowAttention,
+    ShiftedWindowAttentionV2: SlimShiftedWindowAttentionV2,
     RelativePositionalMultiHeadAttention: SlimRelativeAttention,
 }
 
@@ -152,7 +175,7 @@ def drop_heads(module: Any) -> None:
     kind, name = type(module), "n_heads" if type(module) is RelativePositionalMultiHeadAttention else "num_heads"
     if kind is nn.MultiheadAttention:
         rows, head_dim = len(module.in_proj_weight), module.head_dim
-    elif kind is ShiftedWindowAttention:
+    elif issubclass(kind, ShiftedWindowAttention):
         rows, head_dim = len(module.qkv.weight), len(module.proj.weight) // module.num_heads
     else:
         rows, head_dim = len(module.to_qkv.weight), module.head_dim
