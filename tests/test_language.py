@@ -147,15 +147,17 @@ class Grouped(nn.Module):
     """Queries share keys and values, and positions turn them (RoPE); a bias by distance, with `where` for what is
     too far away."""
 
-    def __init__(self, shared: int, bias: bool) -> None:
+    def __init__(self, shared: int, bias: bool, each: bool) -> None:
         super().__init__()
-        kept = HEADS // shared
+        kept, self.each = HEADS // shared, each
         self.shared, self.q = shared, nn.Linear(SIZE, HEADS * HEAD)
         self.k, self.v = nn.Linear(SIZE, kept * HEAD), nn.Linear(SIZE, kept * HEAD)
         self.out = nn.Linear(HEADS * HEAD, SIZE)
         self.distances = nn.Embedding(8, HEADS) if bias else None
 
     def repeated(self, x: Tensor) -> Tensor:
+        if self.each:
+            return x.repeat_interleave(self.shared, 1)
         n, heads, length, size = x.shape
         x = x[:, :, None].expand(n, heads, self.shared, length, size)
         return x.reshape(n, heads * self.shared, length, size)
@@ -174,12 +176,13 @@ class Grouped(nn.Module):
         return self.out((scores.softmax(-1) @ self.repeated(v)).transpose(1, 2).flatten(2))
 
 
+@pytest.mark.parametrize("each", [False, True], ids=["expanded", "repeated"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shared", [2, 4])
-def test_heads_that_share_keys_go_together(shared: int, bias: bool) -> None:
+def test_heads_that_share_keys_go_together(shared: int, bias: bool, each: bool) -> None:
     torch.manual_seed(0)
     before = nn.Linear(SIZE, 9)
-    model = Language(before, nn.ReLU(), nn.Linear(9, SIZE), Grouped(shared, bias), nn.Linear(SIZE, 3))
+    model = Language(before, nn.ReLU(), nn.Linear(9, SIZE), Grouped(shared, bias, each), nn.Linear(SIZE, 3))
     network = exact_network(model, X)
     heads = [HEADS // shared] if shared < HEADS else []  # a single one stays
     assert sorted(network.widths.tolist()) == sorted([SIZE, 9, SIZE, SIZE, *heads])

@@ -116,6 +116,33 @@ def test_attention_without_heads_as_einsum() -> None:
     assert sorted(widths) == [4, 6, 7, 8]  # of queries one channel stays, see products._keep_two
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_attention_without_heads(masked: bool) -> None:
+    """The number of queries' and keys' channels scales the product, so they stay; values lose theirs."""
+    mask = torch.full((64, 64), -torch.inf).triu(1) if masked else None
+
+    def attend(n: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).flatten(2).mT for layer in (n.q, n.k, n.v))
+        return n.out(F.scaled_dot_product_attention(q, k, v, mask).mT.unflatten(2, (8, 8)))
+
+    parts: dict[str, nn.Module] = {"q": nn.Conv2d(8, 5, 1), "k": nn.Conv2d(8, 5, 1), "v": nn.Conv2d(8, 7, 1)}
+    model = Net(attend, 6, **parts, out=conv(7, 6))
+    assert sorted(exact_network(model, X).widths.tolist()) == [6, 7, 8]
+
+
+@pytest.mark.parametrize("feature", [F.relu, F.elu])
+def test_heads_of_linear_attention(feature: Callable[[Tensor], Tensor]) -> None:
+    """As in EfficientViT: no softmax, and a column of ones beside the values, which sums the weights."""
+
+    def attend(n: Any, x: Tensor) -> Tensor:
+        q, k, v = n.qkv(x).view(len(x), -1, 15, 64).mT.chunk(3, -1)
+        found = feature(q) @ (feature(k).mT @ F.pad(v, (0, 1), value=1.0))
+        return n.out((found[..., :-1] / (found[..., -1:] + 9)).mT.reshape(len(x), -1, *x.shape[2:]))
+
+    model = Net(attend, 6, qkv=nn.Conv2d(8, 45, 1), out=conv(15, 6))
+    assert sorted(exact_network(model, X).widths.tolist()) == [3, 6, 8]
+
+
 # what is not zero where a channel was removed on both sides, or depends on how many there are: step on queries and keys
 NOT_ZERO: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "sigmoid": (lambda q, k: bmm(q.sigmoid(), k.exp()), "for bmm in 'm'"),

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from gnnrl_gym.graph.channels import Channels, Weight, along, frozen_like, operator_name, spread, varying
+from gnnrl_gym.graph.channels import Channels, Weight, frozen_like, operator_name, varying
+from gnnrl_gym.graph.parameters import TURNS
 from gnnrl_gym.graph.rules import reduction, rule
 from gnnrl_gym.graph.trace import shape_of
 
@@ -37,23 +38,15 @@ def length(c: Channels, node: fx.Node, x: Any, order: Any = 2, dims: Any = None,
     return reduction(c, node, x, dims, keepdim) if isinstance(x, Tensor) else NotImplemented
 
 
-@rule("index", of_weights=True)
-def index(c: Channels, node: fx.Node, x: Any, indices: Any) -> Any:
-    """Rows of a table [rows, channels], a parameter or computed: a bias for every head by relative position."""
-    if len(x.shape) != 2 or len(indices) != 1:
-        return NotImplemented
-    ids = c.new_outputs(x, 1) if isinstance(x, Weight) else along(x, 1)
-    return NotImplemented if ids is None else spread(ids, -1, shape_of(node))
-
-
 # ---- which views are of heads --------------------------------------------------------------------------------------
 
 _PRODUCTS = {"scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum"}
 _VIEWS = {"view", "reshape", "_unsafe_view", "unflatten"}
-_MOVES = {
-    "transpose", "permute", "select", "getitem", "unbind", "chunk", "contiguous", "clone", "unsqueeze", "squeeze",
-    "expand", "expand_as", "slice", "cat", "neg", "mul", "div", "add", "sub", "linalg_vector_norm", "clamp_min",
-    "layer_norm", "rms_norm", "to", "_to_copy", "alias", "dropout", "numpy_T", "stack", "flatten", "softmax",
+_MOVES = TURNS | {
+    "select", "getitem", "unbind", "chunk", "contiguous", "clone", "unsqueeze", "squeeze", "expand", "expand_as",
+    "slice", "cat", "neg", "mul", "div", "add", "sub", "linalg_vector_norm", "clamp_min", "layer_norm", "rms_norm",
+    "to", "_to_copy", "alias", "dropout", "stack", "flatten", "softmax", "repeat", "repeat_interleave", "relu", "elu",
+    "pad",
 }  # fmt: skip
 
 

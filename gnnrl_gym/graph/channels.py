@@ -217,7 +217,7 @@ def propagate(trace: Trace, strict: bool = False, into: Channels | None = None) 
     Raises:
         UnsupportedOperation: with `strict`.
     """
-    from gnnrl_gym.graph import parameters, rules  # noqa: F401  (fills RULES)
+    from gnnrl_gym.graph import attention, moves, parameters, products, rules  # noqa: F401  (fill RULES)
 
     channels = into or Channels()
     counted = len(channels.products) if into else None

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from gnnrl_gym.graph import channels
 from gnnrl_gym.graph.channels import (
     Channels,
+    Key,
     Product,
     Weight,
     along,
@@ -34,8 +35,23 @@ def attention(
     c: Channels, node: fx.Node, query: Any, key: Any, value: Any, mask: Any = None, *_: Any, **settings: Any
 ) -> Any:
     """Head h of the result is made of head h of all three; a mask of its own for every head belongs to it too."""
-    operands = [query, key, value, settings.get("attn_mask", mask)]
-    return _per_head(c, node, [x for x in operands if x is not None])
+    operands = [x for x in (query, key, value, settings.get("attn_mask", mask)) if x is not None]
+    result = _per_head(c, node, operands)
+    return _of_values(c, node, *operands) if result is NotImplemented else result
+
+
+def _of_values(c: Channels, node: fx.Node, query: Any, key: Any, value: Any, *mask: Any) -> Any:
+    """A single head: the result has the channels of the values. Those of queries and keys stay, since their number
+    scales the product."""
+    ids = along(value, -1) if isinstance(value, Tensor) and varying(value) else None
+    if ids is None:
+        return NotImplemented
+    c.freeze(query, key, mask)
+    everything, scores = len(ids) + query.shape[-1], query.shape[-1]
+    cost = channels._macs(node) // everything
+    c.products.append(Product(node, cost * scores, ()))
+    c.products.append(Product(node, cost, (_counter(c, node, ids),)))
+    return spread(ids, -1, shape_of(node))
 
 
 @rule("addmm", of_weights=True)
@@ -155,6 +171,11 @@ def _keep_two(c: Channels, node: fx.Node, ids: Tensor) -> None:
 
 def _count(c: Channels, node: fx.Node, ids: Tensor) -> None:
     """Costs of a product that is as much as there are `ids`."""
+    c.products.append(Product(node, channels._macs(node) // len(ids), (_counter(c, node, ids),)))
+
+
+def _counter(c: Channels, node: fx.Node, ids: Tensor) -> Key:
+    """A dimension of no weight that holds `ids`, to count them."""
     count = (f"{node.name}()", 0)  # no weight has just those as a dimension
     c.bound.setdefault(count, ids)  # a second trace, of training mode, has names of its own and no costs
-    c.products.append(Product(node, channels._macs(node) // len(ids), (count,)))
+    return count

@@ -19,14 +19,12 @@ from gnnrl_gym.graph.channels import (
     Rule,
     Weight,
     along,
-    compress,
-    first,
     frozen_like,
     operator_name,
     spread,
     varying,
 )
-from gnnrl_gym.graph.parameters import TURNS, scaled, turned, with_ids
+from gnnrl_gym.graph.parameters import scaled, with_ids
 from gnnrl_gym.graph.quotients import has_pole
 from gnnrl_gym.graph.trace import shape_of
 
@@ -245,7 +243,7 @@ def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
     moved = list(range(2, x.dim()))
     if not _batched(node, x) or set(moved) & set(varying(x)):
         return NotImplemented
-    result = _resize(x, moved, shape_of(node))
+    result = resize(x, moved, shape_of(node))
     # adaptive maxima come with their positions, channel by channel too
     return result if isinstance(node.meta["val"], Tensor) else [result for _ in node.meta["val"]]
 
@@ -293,147 +291,8 @@ def _pair(node: fx.Node, ids: Any) -> Any:
     return ids if isinstance(node.meta["val"], Tensor) or not isinstance(ids, Tensor) else [ids, ids]
 
 
-def _resize(ids: Tensor, dims: list[int], shape: tuple[int, ...]) -> Tensor:
+def resize(ids: Tensor, dims: list[int], shape: tuple[int, ...]) -> Tensor:
+    """The ids, of another size along `dims`, where they don't change."""
     for d in dims:
         ids = ids.narrow(d, 0, 1)
     return ids.expand(shape)
-
-
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", of_weights=True)
-def view(c: Channels, node: fx.Node, x: Any, *_: Any, **__: Any) -> Any:
-    """Executed on the ids. Where one dimension becomes two, what is kept must stay a rectangle: the ids are tied
-    across the first (a channel shuffle's groups), so only the last of them shrinks; or across the positions of images
-    that features become."""
-    x = with_ids(c, node, x)
-    if not isinstance(x, Tensor):
-        return attention.view_of_constants(c, node, x)
-    result = compress(x.reshape(shape_of(node)))
-    if varying(x) and operator_name(node) != "flatten":  # which names dimensions, not sizes
-        c.literals.append(node)
-    if len(varying(result)) > 1 and attention.feeds_attention(node, past_views=True):
-        return attention.view_of_heads(c, node, result)
-    if x.dim() == 2 and result.dim() > 3 and varying(result) == [*range(1, result.dim())]:
-        return _images(c, result)
-    for d in varying(result)[:-1]:
-        one = result.narrow(d, 0, 1).expand(result.shape)
-        c.merge(result, one.clone())
-        result = one
-    return result
-
-
-def _images(c: Channels, result: Tensor) -> Tensor:
-    """Features [N, C * H * W] that become images [N, C, H, W]: all positions of a channel are one unit."""
-    whole = first(result, [*range(2, result.dim())]).expand(result.shape)
-    c.merge(result, whole.clone())
-    return whole
-
-
-@rule("transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "expand_as", "roll", "flip", "getitem", "select",
-      "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis", of_weights=True)  # fmt: skip
-def move(c: Channels, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Executed on the ids as it is."""
-    x = with_ids(c, node, x)
-    if isinstance(x, Weight) and operator_name(node) in TURNS:
-        return turned(node, x, *args, **kwargs)
-    if any(isinstance(a, Weight) for a in (x, *args)):  # in expand_as one gives a size, but has no ids to execute on
-        return NotImplemented
-    target: Any = node.target
-    result = target(x, *args, **kwargs)
-    if operator_name(node) in ("select", "roll", "expand") and varying(x):
-        c.literals.append(node)  # an index, a shift or a size may be one of channels
-    if operator_name(node) == "squeeze":
-        _keep_two(c, x, args[0] if args else range(x.dim()))
-    return compress(result) if isinstance(result, Tensor) else result
-
-
-def _keep_two(c: Channels, x: Tensor, dims: Any) -> None:
-    """`squeeze` would take the dimension of the last channel away: the first of them stays, beside the one that every
-    group keeps."""
-    for d in {d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)} & set(varying(x)):
-        c.freeze(x.narrow(d, 0, 1))
-
-
-@rule("slice")
-def slice_(c: Channels, node: fx.Node, x: Any, dim: int = 0, *args: Any, **kwargs: Any) -> Any:
-    """Executed on the ids; bounds on the channels are literals."""
-    if not isinstance(x, Tensor):
-        return NotImplemented
-    if dim % x.dim() in varying(x) and shape_of(node)[dim] != x.size(dim):
-        c.literals.append(node)
-    return move(c, node, x, dim, *args, **kwargs)
-
-
-@rule("cat")
-def cat(c: Channels, node: fx.Node, tensors: Any, dim: int = 0) -> Any:
-    """Along the channels the ids follow each other; along anything else all parts share their channels."""
-    if any(isinstance(t, Weight) for t in tensors):
-        return NotImplemented
-    dim %= tensors[0].dim()
-    if any(set(varying(t)) - {dim} for t in tensors):
-        if any(dim in varying(t) for t in tensors):
-            return NotImplemented
-        first = [t.narrow(dim, 0, 1) for t in tensors]
-        for other in first[1:]:
-            c.merge(first[0], other)
-        carrier = max(first, key=lambda t: len(varying(t)))
-        return carrier.expand(shape_of(node))
-    parts = [along(t, dim) for t in tensors]
-    return spread(torch.cat([p for p in parts if p is not None]), dim, shape_of(node))
-
-
-@rule("stack")
-def stack(c: Channels, node: fx.Node, tensors: Any, dim: int = 0) -> Any:
-    """`cat` of all, each with one dimension more."""
-    if any(isinstance(t, Weight) for t in tensors):
-        return NotImplemented
-    dim %= tensors[0].dim() + 1
-    return cat(c, node, [t.unsqueeze(dim) for t in tensors], dim)
-
-
-@rule("chunk", "split", "split_with_sizes")
-def split(c: Channels, node: fx.Node, x: Any, sizes: Any = 0, dim: int = 0) -> Any:
-    """Executed on the ids. `chunk` cuts what is left into equal parts, so its parts are tied; sizes are literals."""
-    if not isinstance(x, Tensor):
-        return NotImplemented
-    target: Any = node.target
-    parts = target(x, sizes, dim)
-    if dim % x.dim() in varying(x):
-        chunks = "chunk" in str(target)
-        if chunks and any(p.shape != parts[0].shape for p in parts):
-            return NotImplemented
-        c.literals.append(node)
-        for part in parts[1:] if chunks else ():
-            c.merge(parts[0], part)
-    return [compress(part) for part in parts]
-
-
-@rule("unbind")
-def unbind(c: Channels, node: fx.Node, x: Any, dim: int = 0) -> Any:
-    """Executed on the ids; which of the channels is read is a literal."""
-    if not isinstance(x, Tensor):
-        return NotImplemented
-    if dim % x.dim() in varying(x):
-        c.literals.append(node)
-    return [compress(part) for part in x.unbind(dim)]
-
-
-@rule("pad", "constant_pad_nd")
-def pad(c: Channels, node: fx.Node, x: Any, amounts: Any, mode: Any = "constant", value: Any = None) -> Any:
-    """Positions repeat their channel; new channels are new ids, and how many there are is a literal."""
-    if not isinstance(x, Tensor) or any(a < 0 for a in amounts):
-        return NotImplemented
-    shape = shape_of(node)
-    for i in range(0, len(amounts), 2):
-        dim = x.dim() - 1 - i // 2
-        if dim not in varying(x) or not any(amounts[i : i + 2]):
-            continue
-        ids = along(x, dim)
-        if ids is None or (isinstance(mode, str) and mode != "constant"):
-            return NotImplemented
-        c.literals.append(node)
-        return spread(torch.cat([c.fresh(amounts[i]), ids, c.fresh(amounts[i + 1])]), dim, shape)
-    still = [d for d in range(x.dim()) if d not in varying(x)]
-    return _resize(x, still, shape)
-
-
-from gnnrl_gym.graph import attention, products  # noqa: E402, F401  (their rules are registered with `rule` from above)

@@ -1,4 +1,5 @@
-"""Numbers of channels that modules hold as integers (``self.num_heads``), found by value: `slim` brings them in line.
+"""Numbers of channels that modules hold as integers (``self.num_heads``), or several as a tuple or list
+(``self.split_sizes``), found by value: `slim` brings them in line.
 
 Which attribute a literal of the graph came from can't be seen in a trace. One that equals the number is a guess, which
 `PrunableNetwork` checks by probing before it relies on it.
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 from torch import fx, nn
@@ -19,17 +21,20 @@ from gnnrl_gym.graph.trace import module_path
 
 Attributes = dict[str, tuple[str, ...]]  # path of a module -> names
 
-_SIZED = ("view", "reshape", "_unsafe_view", "unflatten", "expand", "split", "split_with_sizes")
+Numbers = int | tuple[int, ...]
+
+_SIZED = ("view", "reshape", "_unsafe_view", "unflatten", "expand", "slice", "split", "split_with_sizes")
 _MOST = 4  # attributes of one module that are tried in every combination
 
 
 def matching_attributes(model: nn.Module, channels: Channels, groups: ChannelGroups) -> Attributes:
-    """The integer attributes of every module that equal a number of channels in one of its own literals."""
+    """The attributes of every module that equal a number of channels in one of its own literals, or the numbers of all
+    parts of a split."""
     everything = np.ones(len(groups.group_of), bool)
     found = {}
     for path, numbers in _numbers(channels, groups, everything).items():
         own = vars(model.get_submodule(path))
-        names = tuple(name for name, value in own.items() if type(value) is int and value in numbers)
+        names = tuple(name for name, value in own.items() if _plain(value) in numbers)
         if names:
             found[path] = names
     return found
@@ -48,9 +53,9 @@ def attempts(
     classes = choices(model, found)
     for options in classes:
         yield options
-        alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        alike: dict[tuple[Numbers | None, ...], list[str]] = defaultdict(list)
         for path in options[0]:
-            alike[tuple(getattr(model.get_submodule(path), name) for name in found[path])].append(path)
+            alike[tuple(_plain(getattr(model.get_submodule(path), name)) for name in found[path])].append(path)
         for paths in alike.values() if len(alike) > 1 else ():
             yield [{path: option[path] for path in paths} for option in options]
     for one, other in combinations(classes, 2):
@@ -87,18 +92,32 @@ def set_attributes(
     for path, names in attributes.items():
         module = model.get_submodule(path)
         for name in names:
-            now = numbers.get(path, {}).get(getattr(module, name), set())
+            value = getattr(module, name)
+            now = list(numbers.get(path, {}).get(_plain(value) or 0, ()))
             if len(now) == 1:  # else two groups share the number, and the attribute can't follow both
-                setattr(module, name, min(now))
+                (new,) = now
+                setattr(module, name, list(new) if isinstance(value, list) and isinstance(new, tuple) else new)
 
 
-def _numbers(channels: Channels, groups: ChannelGroups, kept: np.ndarray) -> dict[str, dict[int, set[int]]]:
-    """Path of a module -> number of channels in its literals -> how many of them are `kept`."""
-    found: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+def _plain(value: Any) -> Numbers | None:
+    """A number, or several, as `_numbers` has them; None for anything else."""
+    if type(value) in (tuple, list) and value and all(type(x) is int for x in value):
+        return tuple(value)
+    return value if type(value) is int else None
+
+
+def _numbers(channels: Channels, groups: ChannelGroups, kept: np.ndarray) -> dict[str, dict[Numbers, set[Numbers]]]:
+    """Path of a module -> number of channels in its literals, or in all parts of a split -> how many are `kept`."""
+    found: dict[str, dict[Numbers, set[Numbers]]] = defaultdict(lambda: defaultdict(set))
     for node in channels.literals:
-        for owner in _counted(node, groups):
-            if (owner >= 0).any():
-                found[module_path(node)][len(owner)].add(int(np.append(kept, True)[owner].sum()))
+        numbers, parts = found[module_path(node)], _counted(node, groups)
+        left = [int(np.append(kept, True)[owner].sum()) for owner in parts]
+        movable = [bool((owner >= 0).any()) for owner in parts]
+        for owner, now, moves in zip(parts, left, movable, strict=True):
+            if moves:
+                numbers[len(owner)].add(now)
+        if len(parts) > 1 and any(movable):
+            numbers[tuple(map(len, parts))].add(tuple(left))
     return found
 
 

@@ -296,11 +296,14 @@ class PrunableNetwork:
 
     def _name_broken(self, broken: list[int], sites: list[Any]) -> None:
         guilty = [node for node in sites if set(self._touching([node])) & set(broken)]
-        places = {(named_module(self.model, node), source_line(node)): _mend(node) for node in guilty}
-        for (where, line), mend in places.items():
+        lines: dict[tuple[str, str], dict[str, None]] = {}  # to the modules whose forward it is, each once
+        for node in guilty:
+            lines.setdefault((source_line(node), _mend(node)), {})[named_module(self.model, node)] = None
+        for (line, mend), (where, *more) in lines.items():
+            and_more = f" and {len(more)} more" if more else ""
             warnings.warn(
-                f"The forward of {where} ({line}) holds a number of channels that can't be updated: the groups that "
-                f"touch it are frozen. {mend}",
+                f"The forward of {where}{and_more} ({line}) holds a number of channels that can't be updated: "
+                f"the groups that touch it are frozen. {mend}",
                 stacklevel=5,
             )
         if others := [f"'{self.group_names[g]}'" for g in broken if g not in self._touching(guilty)]:

@@ -1,0 +1,131 @@
+"""Operations that move elements: repeated, chosen by indices, viewed as another tensor; and modules that hold the sizes
+of the parts that they cut channels into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import exact_network, images
+from test_channels import Net, Step, conv
+from torch import Tensor, nn
+
+X = images(2, 3, 8, 8)
+ORDER = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+
+
+def by_columns(step: Callable[[Tensor], Tensor]) -> Step:
+    """`step` on [N, positions, channels], and a layer after it."""
+    return lambda n, x: n.after(step(x.flatten(2).mT).mT.unflatten(2, (8, 8)))
+
+
+# name: (body, channels that it gives, its layers, widths)
+FOLLOWED: dict[str, tuple[Step, int, dict[str, nn.Module], list[int]]] = {
+    "viewed as itself": (
+        lambda n, x: n.after(n.norm(x.flatten(2).mT.flatten(0, 1)).view(-1, 64, x.shape[1]).mT.reshape_as(x)),
+        6, {"norm": nn.BatchNorm1d(8), "after": conv(8, 6)}, [6, 8],
+    ),
+    "viewed as another": (
+        lambda n, x: n.after(n.same(x).flatten(2).view_as(x)), 6, {"same": conv(8, 8), "after": conv(8, 6)}, [6, 8],
+    ),
+    "repeated": (lambda n, x: n.after(x.repeat(1, 3, 1, 1)), 6, {"after": conv(24, 6)}, [6, 8]),
+    "repeated positions": (lambda n, x: n.after(x.repeat(2, 1, 2, 1)), 6, {"after": conv(8, 6)}, [6, 8]),
+    "one more dimension": (lambda n, x: n.after(x.repeat(2, 1, 1, 1, 1).sum(0)), 6, {"after": conv(8, 6)}, [6, 8]),
+    "each repeated": (lambda n, x: n.after(x.repeat_interleave(3, 1)), 6, {"after": conv(24, 6)}, [6, 8]),
+    "each row repeated": (lambda n, x: n.after(x.repeat_interleave(2, dim=-2)), 6, {"after": conv(8, 6)}, [6, 8]),
+    "rows by index": (lambda n, x: n.after(x[:, :, ORDER]), 6, {"after": conv(8, 6)}, [6, 8]),
+    "columns by index": (lambda n, x: n.after(x[..., ORDER[:5]]), 6, {"after": conv(8, 6)}, [6, 8]),
+    "pixels by two indices": (
+        lambda n, x: n.after(x[:, :, ORDER[:, None], ORDER]), 6, {"after": conv(8, 6)}, [6, 8],
+    ),
+    "a table of indices": (
+        lambda n, x: n.after(x[:, :, ORDER.view(2, 4)].flatten(2, 3)), 6, {"after": conv(8, 6)}, [6, 8],
+    ),
+    "channels last": (
+        by_columns(lambda x: x[:, ORDER.repeat(8) + 8 * torch.arange(8).repeat_interleave(8)]),
+        6, {"after": conv(8, 6)}, [6, 8],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_elements_that_are_moved_keep_their_channels(name: str) -> None:
+    step, channels, parts, widths = FOLLOWED[name]
+    assert sorted(exact_network(Net(step, channels, **parts), X).widths.tolist()) == widths
+
+
+@pytest.mark.parametrize("step", [lambda n, x: x[:, ORDER], lambda n, x: x[ORDER[:2] % 2, :, ORDER[:2]][..., None, :]])
+def test_indices_of_channels_or_apart_are_frozen_and_named(step: Step) -> None:
+    network = exact_network(Net(step, 8, deep=True), X, warns="No channel rule for index")
+    assert network.widths.tolist() == [5]
+
+
+class Mixing(nn.Module):
+    """Seven channels by a bias that is put together, its middle part constant, as in BEiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.joint = nn.Conv2d(3, 21, 1, bias=False)
+        self.first, self.last = nn.Parameter(torch.rand(7)), nn.Parameter(torch.rand(7))
+        self.register_buffer("middle", torch.zeros(7))
+        self.head = nn.Conv2d(7, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.first, self.middle, self.last])
+        a, b, c = F.conv2d(x, self.joint.weight, bias).chunk(3, 1)
+        return self.head(a * b + c)
+
+
+def test_a_bias_of_several_parameters() -> None:
+    slim: Any = exact_network(Mixing(), X).slim([4])
+    assert [len(slim.first), len(slim.middle), len(slim.last)] == [4, 4, 4]
+
+
+# ---- sizes that modules hold -----------------------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """As MambaOut's block: a gate, channels that stay as they are, and channels that are convolved."""
+
+    def __init__(self, hold: Callable[[list[int]], Any], sizes: list[int]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.sizes = hold(sizes)
+        self.wide, self.conv = conv(8, sum(sizes)), nn.Conv2d(sizes[2], sizes[2], 3, padding=1, groups=sizes[2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, same, moved = self.wide(x).split(self.sizes, 1)
+        return gate.sigmoid() * torch.cat([same, self.conv(moved)], 1)
+
+
+@pytest.mark.parametrize("hold", [list, tuple])
+def test_sizes_of_parts_that_a_module_holds(hold: Callable[[list[int]], Any]) -> None:
+    model = Net(lambda n, x: n.gated(x), 12, gated=Gated(hold, [12, 7, 5]))
+    network = exact_network(model, X)
+    assert sorted(network.widths.tolist()) == [5, 7, 8]
+    plan = [{5: 2, 7: 6, 8: 8}[width] for width in network.widths.tolist()]
+    slim: Any = network.slim(plan)
+    assert slim.gated.sizes == hold([8, 6, 2])
+    assert model.gated.sizes == hold([12, 7, 5])  # type: ignore[union-attr]
+
+
+def test_a_bound_that_a_module_holds() -> None:
+    """As ReXNet adds its input to the first channels of its output."""
+
+    class Partial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inputs, self.conv = 8, conv(8, 13)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return torch.cat([y[:, : self.inputs] + x, y[:, self.inputs :]], 1)
+
+    network = exact_network(Net(lambda n, x: n.part(x), 13, part=Partial()), X)
+    assert sorted(network.widths.tolist()) == [5, 8]
+    slim: Any = network.slim([3 if width == 8 else 5 for width in network.widths])
+    assert slim.part.inputs == 3
