@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from itertools import chain, islice
 from typing import Any
@@ -29,6 +29,7 @@ from gnnrl_gym.pruning.probe import Probe
 from gnnrl_gym.pruning.slimming import SPLITS, Slimmer, literal_home
 
 Plans = npt.ArrayLike
+Draw = Callable[[ChannelGroups], Iterator[npt.NDArray[np.bool_]]]  # plans to probe, as units that are kept
 PROBES = 16  # plans that a network with literals is checked on; groups of two units agree by chance in every other
 
 
@@ -222,8 +223,8 @@ class PrunableNetwork:
         everything = list(range(len(self.widths)))
         if not everything:
             return
-        self._noisy = Probe(self.model, self.example_input)
-        if not self._probe(everything, thorough=bool(sites)) and not (sites and self._adapts_by_attributes(sites)):
+        self._noisy = Probe(self.model, self.example_input).in_float64()
+        if not self._probe(everything, _all if sites else _few) and not (sites and self._adapts_by_attributes(sites)):
             self._freeze_broken(sites)
         self._warn_of_training()
         del self._noisy  # as large as the model
@@ -243,22 +244,27 @@ class PrunableNetwork:
         if not sites and self._noisy.is_random():
             return  # there is nothing to compare
         suspects = self._touching(sites)
-        free = self._adapting([*(g for g in everything if g not in suspects), *suspects], [])
+        ordered = [*(g for g in everything if g not in suspects), *suspects]
+        exact, free = False, ordered
+        for plans in (_few, _all):  # few find out most of it, and all have the last word
+            if not exact:
+                free = self._adapting(ordered, [], plans)
+                exact = self._probe(free, _all)
         broken = [g for g in everything if g not in free]
         self._name_broken(broken, sites)
         self._set_groups(self.groups.without(np.array(broken)), self.slimmer.attributes)
-        if not self._probe(list(range(len(self.widths)))):
+        if not exact:
             raise UnsupportedOperation(
                 f"{type(self.model).__name__} computes something else once channels are removed, and no channel "
                 "group explains it. Check for channel numbers written into its forward."
             )
 
-    def _adapting(self, groups: list[int], free: list[int]) -> list[int]:
+    def _adapting(self, groups: list[int], free: list[int], plans: Draw) -> list[int]:
         """`free` and those of `groups`, one after the other, that adapt together with what is free already."""
-        if not groups or self._probe([*free, *groups]):
+        if not groups or self._probe([*free, *groups], plans):
             return [*free, *groups]
         half = len(groups) // 2
-        return self._adapting(groups[half:], self._adapting(groups[:half], free)) if half else free
+        return self._adapting(groups[half:], self._adapting(groups[:half], free, plans), plans) if half else free
 
     def _adapts_by_attributes(self, sites: list[Any]) -> bool:
         """Whether the network adapts once integers that its modules hold follow the channels that they equal. Where
@@ -269,14 +275,14 @@ class PrunableNetwork:
             if not options[0].keys() <= chosen.keys():
                 chosen |= self._right(options, chosen, sites)
         self.slimmer.attributes = chosen
-        return bool(chosen) and self._probe(list(range(len(self.widths))))
+        return bool(chosen) and self._probe(list(range(len(self.widths))), _all)
 
     def _right(self, options: list[Attributes], chosen: Attributes, sites: list[Any]) -> Attributes:
         """The first of `options` with which, beside what is `chosen`, all that their modules touch adapts; or none."""
         touched = self._touching(_inside(sites, options[0]))
         for option in options:
             self.slimmer.attributes = chosen | option
-            if self._probe(touched):
+            if self._probe(touched, _few):
                 return option
         return {}
 
@@ -314,12 +320,20 @@ class PrunableNetwork:
                 stacklevel=5,
             )
 
-    def _probe(self, chosen: list[int], thorough: bool = True) -> bool:
-        """Whether slim equals mask where only the `chosen` groups can be pruned: on a few plans, or `thorough`ly."""
+    def _probe(self, chosen: list[int], plans: Draw) -> bool:
+        """Whether slim equals mask on `plans` that leave all but the `chosen` groups whole."""
         groups = self.groups.without(np.setdiff1d(np.arange(len(self.widths)), chosen))
         slimmer = Slimmer(self._noisy.dense, self.trace, self.channels, groups, self.slimmer.attributes)
-        plans = chain(_narrow(groups), islice(_halves_and_ends(groups), None if thorough else 1))
-        return all(self._noisy.agrees(slimmer, kept) for kept in plans)
+        return all(self._noisy.agrees(slimmer, kept) for kept in plans(groups))
+
+
+def _all(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:
+    return chain(_narrow(groups), _halves_and_ends(groups))
+
+
+def _few(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:
+    """Enough that numbers of several groups are seldom mistaken for each other."""
+    return chain(islice(_halves_and_ends(groups), 3), islice(_narrow(groups), 2))
 
 
 def _inside(sites: list[Any], paths: Collection[str]) -> list[Any]:

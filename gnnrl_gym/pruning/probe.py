@@ -53,23 +53,26 @@ class Probe:
                 return
 
     @torch.no_grad()
-    def agrees(self, slimmer: Slimmer, kept: Any) -> bool:
-        """Whether slim equals mask, both made of `dense` by `slimmer`, where the units `kept` (bool [U]) are left.
+    def in_float64(self) -> Probe:
+        """This one, from now on in float64 where `dense` takes that: there a norm over little, which blows float32's
+        rounding up to the size of a mistake, blows it up to nothing, and the smallest of all outputs counts as the
+        largest."""
+        own = self.dense, self.inputs
+        self.dense = copy_of(self.dense).double().eval()
+        self.inputs = tree_map_only(Tensor, _double, self.inputs)
+        if self._finite_outputs() is None:
+            self.dense, self.inputs = own
+        return self
 
-        In float64, where a norm over little, which blows float32's rounding up to the size of a mistake, blows it up to
-        nothing, and the smallest of all outputs counts as the largest; else in the network's own type.
-        """
-        exact = tree_map_only(Tensor, _double, self.inputs)
-        for convert, inputs in ((nn.Module.double, exact), (nn.Module.eval, self.inputs)):
-            try:
-                mask = convert(slimmer.mask(kept).eval())
-                with _Coarsest() as coarsest:
-                    expected = _run(mask, inputs)
-                del mask  # one at a time: in float64 they are large
-                return _close(_run(convert(slimmer.slim(kept).eval()), inputs), expected, coarsest.eps)
-            except Exception:  # whatever a forward raises on the wrong number of channels, or on float64
-                continue
-        return False
+    @torch.no_grad()
+    def agrees(self, slimmer: Slimmer, kept: Any) -> bool:
+        """Whether slim equals mask, both made of `dense` by `slimmer`, where the units `kept` (bool [U]) are left."""
+        try:
+            with _Coarsest() as coarsest:
+                expected = _run(slimmer.mask(kept).eval(), self.inputs)
+            return _close(_run(slimmer.slim(kept).eval(), self.inputs), expected, coarsest.eps)
+        except Exception:  # whatever a forward raises on the wrong number of channels
+            return False
 
     @torch.no_grad()
     def training_error(self, slimmer: Slimmer, kept: Any) -> str:
