@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -21,3 +23,23 @@ def activations(model: nn.Module) -> dict[int, Any]:
     tensors of a graph, so here they are copied without theirs."""
     held = (value for module in model.modules() for value in tree_leaves(list(vars(module).values())))
     return {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
+
+
+@contextlib.contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Eval or training mode for a while; every module gets back what it had. Before and after, modules that keep what
+    they compute of their parameters drop it (LeViT's biases, for one, in their `train`)."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for module, own in before:
+            module.training = own
+
+
+def refreshed(model: Module) -> Module:
+    """`model` itself, whose modules have dropped what they computed of the weights they had before."""
+    with mode(model, model.training):
+        return model

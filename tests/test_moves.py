@@ -48,6 +48,16 @@ FOLLOWED: dict[str, tuple[Step, int, dict[str, nn.Module], list[int]]] = {
         by_columns(lambda x: x[:, ORDER.repeat(8) + 8 * torch.arange(8).repeat_interleave(8)]),
         6, {"after": conv(8, 6)}, [6, 8],
     ),
+    "unfolded": (
+        lambda n, x: n.after(F.unfold(x, 3, padding=1).unflatten(2, (8, 8))), 6, {"after": conv(72, 6)}, [6, 8],
+    ),
+    "folded": (
+        lambda n, x: n.after(F.fold(n.wide(x).flatten(2), (9, 9), (2, 2))),
+        6, {"wide": conv(8, 20), "after": conv(5, 6)}, [5, 6, 8],
+    ),
+    "windows": (
+        lambda n, x: n.after(x.unfold(2, 4, 2).unfold(3, 4, 4).amax((-1, -2))), 6, {"after": conv(8, 6)}, [6, 8],
+    ),
 }  # fmt: skip
 
 
@@ -55,6 +65,11 @@ FOLLOWED: dict[str, tuple[Step, int, dict[str, nn.Module], list[int]]] = {
 def test_elements_that_are_moved_keep_their_channels(name: str) -> None:
     step, channels, parts, widths = FOLLOWED[name]
     assert sorted(exact_network(Net(step, channels, **parts), X).widths.tolist()) == widths
+
+
+def test_windows_of_channels_are_frozen_and_named() -> None:
+    model = Net(lambda n, x: x.unfold(1, 4, 4).amax(-1), 2, deep=True)
+    assert exact_network(model, X, warns="No channel rule for unfold").widths.tolist() == [5]
 
 
 @pytest.mark.parametrize("step", [lambda n, x: x[:, ORDER], lambda n, x: x[ORDER[:2] % 2, :, ORDER[:2]][..., None, :]])
@@ -129,3 +144,65 @@ def test_a_bound_that_a_module_holds() -> None:
     assert sorted(network.widths.tolist()) == [5, 8]
     slim: Any = network.slim([3 if width == 8 else 5 for width in network.widths])
     assert slim.part.inputs == 3
+
+
+class Scales(nn.Module):
+    """As Res2Net's: equal parts, one after the other convolved with what came before it."""
+
+    def __init__(self, sizes: Callable[[Any], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.width, self.whole, self.sizes = 5, 15, sizes
+        self.wide, self.convs = conv(8, 15), nn.ModuleList(conv(5, 5) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.wide(x).split(self.sizes(self), 1)
+        b = self.convs[0](b)
+        return torch.cat([a, b, self.convs[1](b + c)], 1)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [lambda m: m.width, lambda m: m.whole // 3, lambda m: [m.width, m.width, m.whole - 2 * m.width]],
+    ids=["a size", "a share of all", "a list"],
+)
+def test_parts_that_share_a_size_stay_equal(sizes: Callable[[Any], Any]) -> None:
+    network = exact_network(Net(lambda n, x: n.scales(x), 15, scales=Scales(sizes)), X)
+    assert sorted(network.widths.tolist()) == [5, 5, 8]
+    slim: Any = network.slim([2 if name.startswith("scales.wide") else 5 for name in network.group_names])
+    assert slim.scales.wide[0].out_channels == 6
+
+
+def test_equal_parts_of_sizes_of_their_own_need_not_stay_equal() -> None:
+    model = Net(lambda n, x: n.gated(x), 10, gated=Gated(list, [10, 5, 5]))
+    assert sorted(exact_network(model, X).widths.tolist()) == [5, 5, 8]
+
+
+class Remembering(nn.Module):
+    """A bias by channel that is computed once for evaluation, and anew after training, as LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.table, self.known = conv(8, 7), nn.Parameter(torch.rand(3, 7)), {}
+        self.register_buffer("row", torch.tensor([1]))
+
+    def train(self, mode: bool = True) -> Remembering:
+        self.known = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.known:
+            self.known["bias"] = self.table[self.row].mT[..., None]
+        return (self.conv(x) * self.known["bias"]).relu()
+
+
+def test_what_modules_remember_of_their_weights_is_forgotten() -> None:
+    model = Net(lambda n, x: n.part(x), 7, part=Remembering()).eval()
+    with torch.no_grad():
+        before = model(X)
+    network = exact_network(model, X)
+    assert sorted(network.widths.tolist()) == [7, 8]
+    slim: Any = network.slim([3, 5])
+    assert slim.part.table.shape[1] < 7 and not slim.part.known
+    assert not torch.equal(model(X), before) and not model.training  # other weights by now, and no symbols of the trace

@@ -46,7 +46,7 @@ _MOVES = TURNS | {
     "select", "getitem", "unbind", "chunk", "contiguous", "clone", "unsqueeze", "squeeze", "expand", "expand_as",
     "slice", "cat", "neg", "mul", "div", "add", "sub", "linalg_vector_norm", "clamp_min", "layer_norm", "rms_norm",
     "to", "_to_copy", "alias", "dropout", "stack", "flatten", "softmax", "repeat", "repeat_interleave", "relu", "elu",
-    "pad",
+    "pad", "split", "split_with_sizes",
 }  # fmt: skip
 
 

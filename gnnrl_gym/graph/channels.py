@@ -64,6 +64,7 @@ class Channels:
         whole: weights that can't be resized.
         products: the operations that cost multiply-accumulates.
         literals: nodes that may hold a number of channels in their arguments (pad, slice, view, split).
+        parts: pairs of equal parts of a split, which have to stay equal where one number stands for both.
         grouped: weights of grouped convolutions -> entries of their first dimension per convolution group.
         unsupported: "operation at module, line" of everything without a rule that touches channels.
         made: the same of what touches none, but may meet some (`torch.zeros`): by the id of what it makes.
@@ -78,6 +79,7 @@ class Channels:
     whole: set[str] = field(default_factory=set)
     products: list[Product] = field(default_factory=list)
     literals: list[fx.Node] = field(default_factory=list)
+    parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     grouped: dict[str, int] = field(default_factory=dict)
     unsupported: list[str] = field(default_factory=list)
     made: dict[int, str] = field(default_factory=dict)

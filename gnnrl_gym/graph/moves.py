@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -139,19 +140,47 @@ def stack(c: Channels, node: fx.Node, tensors: Any, dim: int = 0) -> Any:
 
 @rule("chunk", "split", "split_with_sizes")
 def split(c: Channels, node: fx.Node, x: Any, sizes: Any = 0, dim: int = 0) -> Any:
-    """Executed on the ids. `chunk` cuts what is left into equal parts, so its parts are tied; sizes are literals."""
+    """Executed on the ids. `chunk` cuts what is left into equal parts, so its parts are tied; sizes are literals, and
+    whether equal ones have to stay equal depends on where the forward takes them from."""
     if not isinstance(x, Tensor):
         return NotImplemented
     target: Any = node.target
     parts = target(x, sizes, dim)
     if dim % x.dim() in varying(x):
-        chunks = "chunk" in str(target)
+        chunks = operator_name(node) == "chunk"
         if chunks and any(p.shape != parts[0].shape for p in parts):
             return NotImplemented
         c.literals.append(node)
-        for part in parts[1:] if chunks else ():
-            c.merge(parts[0], part)
+        for part in parts:
+            alike = next(other for other in parts if other.shape == part.shape)
+            if alike is not part:
+                c.merge(alike, part) if chunks else c.parts.append((alike, part))
     return [compress(part) for part in parts]
+
+
+@rule("im2col")
+def im2col(c: Channels, node: fx.Node, x: Any, kernel: Any, *_: Any) -> Any:
+    """`F.unfold`: each channel once for every place in the kernel, one after the other."""
+    ids = along(x, -3)
+    return NotImplemented if ids is None else spread(ids.repeat_interleave(math.prod(kernel)), -2, shape_of(node))
+
+
+@rule("col2im")
+def col2im(c: Channels, node: fx.Node, x: Any, _: Any, kernel: Any, *__: Any) -> Any:
+    """`F.fold`, the same the other way round: what becomes one channel is one unit."""
+    ids = along(x, -2)
+    if ids is None:
+        return NotImplemented
+    members = ids.view(-1, math.prod(kernel))
+    c.merge(members, members[:, :1].expand(members.shape).clone())
+    return spread(members[:, 0].clone(), -3, shape_of(node))
+
+
+@rule("unfold")
+def windows(c: Channels, node: fx.Node, x: Any, dim: int, *_: Any) -> Any:
+    """Windows along one dimension of positions, as a dimension more."""
+    dim %= x.dim()
+    return NotImplemented if dim in varying(x) else x.narrow(dim, 0, 1)[..., None].expand(shape_of(node))
 
 
 @rule("unbind")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from gnnrl_gym.copies import mode
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.arguments import check_copies, check_example, check_model, check_outputs, failed_forward
 
@@ -55,9 +55,10 @@ def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...], training: b
     if not training:
         check_model(model)
         check_example(example_input)
-    with _mode(model, training), torch.random.fork_rng(devices=[]):
-        if not training:
+    if not training:
+        with mode(model, training), torch.random.fork_rng(devices=[]):
             _run(model, args)  # a plain mistake (a wrong input shape) shows its own error, not export's
+    with mode(model, training), torch.random.fork_rng(devices=[]):
         exported = _export(model, args)
     _inline_contexts(model, exported.graph_module)
     _check_shapes(model, exported.graph)
@@ -84,18 +85,6 @@ def _check_shapes(model: nn.Module, graph: fx.Graph) -> None:
                     f"{named_module(model, node)} ({source_line(node)}). Replace the selection by a mask or "
                     "torch.where."
                 )
-
-
-@contextlib.contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Eval or training mode for a while; every module gets back what it had."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:

@@ -107,7 +107,8 @@ def _plain(value: Any) -> Numbers | None:
 
 
 def _numbers(channels: Channels, groups: ChannelGroups, kept: np.ndarray) -> dict[str, dict[Numbers, set[Numbers]]]:
-    """Path of a module -> number of channels in its literals, or in all parts of a split -> how many are `kept`."""
+    """Path of a module -> number of channels in its literals, in each part of a split and in all -> how many are
+    `kept`."""
     found: dict[str, dict[Numbers, set[Numbers]]] = defaultdict(lambda: defaultdict(set))
     for node in channels.literals:
         numbers, parts = found[module_path(node)], _counted(node, groups)
@@ -118,6 +119,7 @@ def _numbers(channels: Channels, groups: ChannelGroups, kept: np.ndarray) -> dic
                 numbers[len(owner)].add(now)
         if len(parts) > 1 and any(movable):
             numbers[tuple(map(len, parts))].add(tuple(left))
+            numbers[sum(map(len, parts))].add(sum(left))
     return found
 
 

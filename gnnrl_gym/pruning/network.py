@@ -220,14 +220,25 @@ class PrunableNetwork:
     def _freeze_what_does_not_adapt(self) -> None:
         """Prune at random and compare with the mask; what a number in the code breaks is frozen and named."""
         sites = [n for n in self.channels.literals if not self._keeps_itself(n)]
-        everything = list(range(len(self.widths)))
-        if not everything:
+        if not len(self.widths):
             return
         self._noisy = Probe(self.model, self.example_input).in_float64()
-        if not self._probe(everything, _all if sites else _few) and not (sites and self._adapts_by_attributes(sites)):
+        if not self._adapts(sites) and not (self._ties_parts() and self._adapts(sites)):
             self._freeze_broken(sites)
         self._warn_of_training()
         del self._noisy  # as large as the model
+
+    def _adapts(self, sites: list[Any]) -> bool:
+        everything = list(range(len(self.widths)))
+        return self._probe(everything, _all if sites else _few) or (bool(sites) and self._adapts_by_attributes(sites))
+
+    def _ties_parts(self) -> bool:
+        """Equal parts of splits stay equal from now on; whether there are any."""
+        for one, other in self.channels.parts:
+            self.channels.merge(one, other)
+        if self.channels.parts:
+            self._set_groups(find_groups(self.channels))
+        return bool(self.channels.parts)
 
     def _warn_of_training(self) -> None:
         """A number of channels that only training uses (noise of a fixed shape) would be met after the whole search."""

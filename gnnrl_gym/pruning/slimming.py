@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from gnnrl_gym.copies import activations, copy_of
+from gnnrl_gym.copies import activations, copy_of, refreshed
 from gnnrl_gym.graph.channels import Channels, operator_name
 from gnnrl_gym.graph.groups import ChannelGroups, Ints
 from gnnrl_gym.graph.trace import Trace, module_path, shape_of
@@ -70,7 +70,7 @@ class Slimmer:
                 for dim, owner in dims:
                     if name in parameters or (name, dim) in self._reading:  # no variance of a norm: it divides
                         tensors[name].index_fill_(dim, _indices(~_stays(owner, kept), tensors[name]), 0)
-        return model
+        return refreshed(model)
 
     def slim(self, kept: np.ndarray) -> nn.Module:
         """Physically smaller copy of the same class with only the `kept` units (bool [U])."""
@@ -83,7 +83,7 @@ class Slimmer:
         self._resize_modules(model)
         self._edit_literals(model, kept)
         set_attributes(model, self.attributes, self.channels, self.groups, kept)
-        return model
+        return refreshed(model)
 
     def _cut(self, name: str, tensor: Tensor, kept: np.ndarray) -> Tensor:
         data = tensor.detach()
