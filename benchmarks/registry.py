@@ -171,12 +171,13 @@ def benchmarks() -> dict[str, Benchmark]:
         search_comparison,
         search_speed,
         slimming_exactness,
+        timm_coverage,
         torchvision_coverage,
     )
 
     found = (
-        torchvision_coverage, slimming_exactness, random_networks, environment_throughput, search_comparison,
-        latency_prediction, general_policy, search_speed, gpu_evaluation, finetuning, reward_report,
+        torchvision_coverage, timm_coverage, slimming_exactness, random_networks, environment_throughput,
+        search_comparison, latency_prediction, general_policy, search_speed, gpu_evaluation, finetuning, reward_report,
         off_policy, job_shop,
         early_planted, early_pruning,
         bogp_retrieval, bogp_planted, bogp_mnist,

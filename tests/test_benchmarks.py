@@ -18,6 +18,7 @@ from agents.recorder import LOG, PlanRecorder
 from agents.results import ASKED_OF, DIGESTS, RESULT, SearchResult
 from benchmarks import (
     bogp_mnist,
+    coverage,
     early_pruning,
     finetuning,
     general_policy,
@@ -26,9 +27,9 @@ from benchmarks import (
     search_comparison,
     search_speed,
     searches,
+    torchvision_coverage,
     training_networks,
 )
-from benchmarks import torchvision_coverage as coverage
 from benchmarks.cli import bench
 from benchmarks.registry import RESULTS, Benchmark, Options, spread
 from benchmarks.searches import searched
@@ -187,8 +188,9 @@ def test_the_reward_report_measures_only_the_plans_that_are_missing(
 def test_networks_measured_with_another_seed_are_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "_isolated", lambda measure, name, seed: f"seed {seed}")
-    rows = [coverage.run(Options(seed=s, model="alexnet", runs=tmp_path))["rows"][0]["error"] for s in (0, 1, 0)]
+    monkeypatch.setattr(coverage, "isolated", lambda measure, name, seed: f"seed {seed}")
+    options = [Options(seed=seed, model="alexnet", runs=tmp_path) for seed in (0, 1, 0)]
+    rows = [torchvision_coverage.run(each)["rows"][0]["error"] for each in options]
     assert rows == ["seed 0", "seed 1", "seed 0"]
 
 
@@ -235,8 +237,8 @@ def test_tables_are_made_of_the_records_in_out(tmp_path: Path, monkeypatch: pyte
 
 def test_what_was_not_installed_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(["not installed", "ok", "never asked"])
-    monkeypatch.setattr(coverage, "_isolated", lambda measure, name, seed: next(answers))
-    found = [coverage._kept(tmp_path / "a.json", coverage._torch_pruning, "alexnet", 0) for _ in range(3)]
+    monkeypatch.setattr(coverage, "isolated", lambda measure, name, seed: next(answers))
+    found = [coverage.kept(tmp_path / "a.json", torchvision_coverage._torch_pruning, "alexnet", 0) for _ in range(3)]
     assert found == ["not installed", "ok", "ok"]
 
 
