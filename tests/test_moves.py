@@ -32,6 +32,10 @@ FOLLOWED: dict[str, tuple[Step, int, dict[str, nn.Module], list[int]]] = {
         lambda n, x: n.after(n.same(x).flatten(2).view_as(x)), 6, {"same": conv(8, 8), "after": conv(8, 6)}, [6, 8],
     ),
     "repeated": (lambda n, x: n.after(x.repeat(1, 3, 1, 1)), 6, {"after": conv(24, 6)}, [6, 8]),
+    "a parameter repeated": (
+        lambda n, x: n.after(x.repeat(1, 3, 1, 1) * n.scale.weight.repeat(3)[:, None, None]),
+        6, {"scale": nn.PReLU(8), "after": conv(24, 6)}, [6, 8],
+    ),
     "repeated positions": (lambda n, x: n.after(x.repeat(2, 1, 2, 1)), 6, {"after": conv(8, 6)}, [6, 8]),
     "one more dimension": (lambda n, x: n.after(x.repeat(2, 1, 1, 1, 1).sum(0)), 6, {"after": conv(8, 6)}, [6, 8]),
     "each repeated": (lambda n, x: n.after(x.repeat_interleave(3, 1)), 6, {"after": conv(24, 6)}, [6, 8]),
@@ -204,5 +208,6 @@ def test_what_modules_remember_of_their_weights_is_forgotten() -> None:
     network = exact_network(model, X)
     assert sorted(network.widths.tolist()) == [7, 8]
     slim: Any = network.slim([3, 5])
-    assert slim.part.table.shape[1] < 7 and not slim.part.known
+    mask: Any = network.mask([3, 5])
+    assert slim.part.table.shape[1] < 7 and not slim.part.known and not mask.part.known
     assert not torch.equal(model(X), before) and not model.training  # other weights by now, and no symbols of the trace

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnnrl_gym import PrunableNetwork
+from gnnrl_gym.pruning import adapting
 
 
 def swapped(x: Tensor) -> Tensor:
@@ -213,6 +214,27 @@ def test_what_a_probe_finds_is_frozen_and_named(name: str) -> None:
         found, masked = (tensors(net, x)[:1] for net in (slim, network.mask(plan)))
         assert_close(found, masked, 1e-2 if x.element_size() == 2 else 1e-4)
         assert network.macs(plan) == counted_macs(slim, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*frozen:UserWarning")
+def test_where_few_plans_find_nothing_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapting, "_few", lambda groups: iter(()))
+    network = PrunableNetwork(Written(swapped), X)
+    assert network.widths.tolist() == [6]
+
+
+def test_one_line_of_many_modules_is_named_once() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(swapped(self.a(x)).relu())
+
+    with pytest.warns(UserWarning, match=r"'1' and 2 more \(.*number of channels") as said:
+        PrunableNetwork(nn.Sequential(nn.Conv2d(3, 8, 3), Fixed(), Fixed(), Fixed(), nn.Conv2d(8, 4, 1)), X)
+    assert len({str(w.message) for w in said if "number of channels" in str(w.message)}) == len(said)
 
 
 @pytest.mark.filterwarnings("ignore:.*frozen:UserWarning")

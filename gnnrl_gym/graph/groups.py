@@ -62,6 +62,14 @@ class ChannelGroups:
             {node: (dim, renumber(owner)) for node, (dim, owner) in self.values.items()},
         )
 
+    def names(self) -> list[str]:
+        """For each group the first weight that it owns channels of, without ".weight"."""
+        names: dict[int, str] = {}
+        for (weight, _), owner in self.owner.items():
+            for group in np.unique(self.group_of[owner[owner >= 0]]).tolist():
+                names.setdefault(group, weight.removesuffix(".weight"))
+        return [names[group] for group in range(len(self.widths))]
+
 
 def find_groups(channels: Channels) -> ChannelGroups:
     """Units are the classes of merged ids. Units that own equally many channels of the same weights are exchangeable:
