@@ -52,6 +52,9 @@ FOLLOWED: dict[str, tuple[Step, int, dict[str, nn.Module], list[int]]] = {
         by_columns(lambda x: x[:, ORDER.repeat(8) + 8 * torch.arange(8).repeat_interleave(8)]),
         6, {"after": conv(8, 6)}, [6, 8],
     ),
+    "channels last, by a table": (
+        by_columns(lambda x: x[:, torch.arange(64).flip(0).view(8, 8)].flatten(1, 2)), 6, {"after": conv(8, 6)}, [6, 8],
+    ),
     "unfolded": (
         lambda n, x: n.after(F.unfold(x, 3, padding=1).unflatten(2, (8, 8))), 6, {"after": conv(72, 6)}, [6, 8],
     ),
@@ -207,7 +210,8 @@ def test_what_modules_remember_of_their_weights_is_forgotten() -> None:
         before = model(X)
     network = exact_network(model, X)
     assert sorted(network.widths.tolist()) == [7, 8]
+    assert not model.part.known  # type: ignore[union-attr]
+    assert not torch.equal(model(X), before) and not model.training  # other weights by now
     slim: Any = network.slim([3, 5])
     mask: Any = network.mask([3, 5])
     assert slim.part.table.shape[1] < 7 and not slim.part.known and not mask.part.known
-    assert not torch.equal(model(X), before) and not model.training  # other weights by now, and no symbols of the trace
