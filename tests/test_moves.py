@@ -55,6 +55,10 @@ FOLLOWED: dict[str, tuple[Step, int, dict[str, nn.Module], list[int]]] = {
     "channels last, by a table": (
         by_columns(lambda x: x[:, torch.arange(64).flip(0).view(8, 8)].flatten(1, 2)), 6, {"after": conv(8, 6)}, [6, 8],
     ),
+    "beside nothing": (
+        lambda n, x: n.after(torch.cat([x[:, :, :0], x, x[:, :, :2]], 2)), 6, {"after": conv(8, 6)}, [6, 8],
+    ),
+    "beside no channels": (lambda n, x: n.after(torch.cat([x[:, :0], x], 1)), 6, {"after": conv(8, 6)}, [6, 8]),
     "unfolded": (
         lambda n, x: n.after(F.unfold(x, 3, padding=1).unflatten(2, (8, 8))), 6, {"after": conv(72, 6)}, [6, 8],
     ),

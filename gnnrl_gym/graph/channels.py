@@ -149,7 +149,7 @@ def constant(ids: Tensor) -> list[int]:
 def first(ids: Tensor, dims: list[int]) -> Tensor:
     """The ids at the first position along `dims` (kept, with size 1)."""
     for d in dims:
-        ids = ids.narrow(d, 0, 1)
+        ids = ids.narrow(d, 0, min(1, ids.size(d)))  # some tensors are empty
     return ids
 
 
@@ -280,7 +280,11 @@ def _stopped(channels: Channels, node: fx.Node, operands: list[Any], layer: bool
 
 def _computed(channels: Channels, operands: list[Any]) -> list[str]:
     """Places that made some of `operands` of parameters."""
-    ids = [int(first(v, constant(v)).flatten()[0]) for v in operands if isinstance(v, Tensor) and not varying(v)]
+    ids = [
+        int(first(v, constant(v)).flatten()[0])
+        for v in operands
+        if isinstance(v, Tensor) and v.numel() and not varying(v)
+    ]
     places = [channels.made[id_] for id_ in ids if id_ in channels.made]
     return [place for place in places if place in channels.spent.values()]
 

@@ -120,13 +120,13 @@ def cat(c: Channels, node: fx.Node, tensors: Any, dim: int = 0) -> Any:
     if any(set(varying(t)) - {dim} for t in tensors):
         if any(dim in varying(t) for t in tensors):
             return NotImplemented
-        first = [t.narrow(dim, 0, 1) for t in tensors]
-        for other in first[1:]:
-            c.merge(first[0], other)
-        carrier = max(first, key=lambda t: len(varying(t)))
+        parts = [t.narrow(dim, 0, 1) for t in tensors if t.size(dim)]
+        for other in parts[1:]:
+            c.merge(parts[0], other)
+        carrier = max(parts, key=lambda t: len(varying(t)))
         return carrier.expand(shape_of(node))
-    parts = [along(t, dim) for t in tensors]
-    return spread(torch.cat([p for p in parts if p is not None]), dim, shape_of(node))
+    vectors = [along(t, dim) for t in tensors]
+    return spread(torch.cat([v for v in vectors if v is not None]), dim, shape_of(node))
 
 
 @rule("stack")
