@@ -239,7 +239,8 @@ def _onnx_runner(content: bytes) -> Callable[..., Any]:
 
 def _exported(module: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
     try:
-        with _evaluating(module):
+        # as in `gnnrl_gym.graph.trace`
+        with _evaluating(module), torch.compiler.set_stance("force_eager"):
             return torch.export.export(module, args, dynamic_shapes=_any_batch(module, args), strict=False)
     except Exception as error:
         raise UnsupportedOperation(

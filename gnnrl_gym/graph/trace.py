@@ -91,7 +91,8 @@ def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedPro
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole attention layer, which no rule sees into
     try:
-        with warnings.catch_warnings():
+        # what torch.compile has made is traced as it is written: torch 2.9 can't trace it otherwise
+        with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, strict=False)
     except Exception as error:
