@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conftest import old_export
 from torch import Tensor, nn
 
 from agents import search
@@ -114,6 +115,7 @@ def test_environments_take_such_networks(task: str, kind: type[nn.Module], digit
     assert -1 <= float(env.step(env.action_space.sample())[1]) <= 0
 
 
+@old_export
 def test_a_network_that_keeps_its_activations_is_searched(digits: DataSplits, tmp_path: Any) -> None:
     """Just trained by the caller, it holds a tensor with gradients, which `copy.deepcopy` refuses."""
 

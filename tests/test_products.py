@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import exact_network, images
 from test_channels import Foreign, Net, conv
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 X = images(1, 3, 8, 8)
 
@@ -64,6 +65,10 @@ OTHER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", OTHER)
 def test_other_equations_are_frozen_and_named(name: str) -> None:
+    with FlopCounterMode(display=False) as counter:
+        torch.ones(2, 3) @ torch.ones(3)
+    if name == "a vector" and not counter.get_total_flops():
+        pytest.skip("this torch's counter misses products with a vector")
     model = Net(lambda n, x: n.a(n.m(x)), 6, m=Mixing(OTHER[name]), a=conv(7, 6))
     assert exact_network(model, X, plans=2, warns=r"for (einsum|matmul) in 'm'").widths.tolist() == [6]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_close, exact_network, images, outputs, random_plans, randomise
+from conftest import assert_close, exact_network, images, old_export, outputs, random_plans, randomise
 from torch import Tensor, nn
 
 from gnnrl_gym import PrunableNetwork
@@ -279,6 +279,7 @@ class Keeps(nn.Module):
         return self.b(y)
 
 
+@old_export
 def test_a_network_that_keeps_activations_is_cut_after_a_step_of_training() -> None:
     network = PrunableNetwork(Keeps(), X)
     network.model(X).sum().backward()
