@@ -223,6 +223,28 @@ def test_where_few_plans_find_nothing_all_do(monkeypatch: pytest.MonkeyPatch) ->
     assert network.widths.tolist() == [6]
 
 
+class Deep(nn.Module):
+    """Each of its many layers makes four times as much of a difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(48, 64)
+        self.layers, self.last = nn.ModuleList(nn.Linear(64, 64) for _ in range(60)), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = torch.tanh(4 * layer(x))
+        return self.last(x)
+
+
+def test_a_network_that_magnifies_rounding_freezes_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert PrunableNetwork(Deep(), images(2, 48)).widths.tolist() == [64] * 61
+
+
 def test_one_line_of_many_modules_is_named_once() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:

@@ -21,6 +21,9 @@ from gnnrl_gym.pruning.foreign import gpus_of
 from gnnrl_gym.pruning.slimming import Slimmer
 
 Inputs = tuple[Any, ...]
+CALMER = (0.5, 0.25, 0.1)  # sizes of noisy weights that are tried where the usual one magnifies rounding ...
+MAGNIFIED = 1e5  # ... by more than this: float64's would come near to what a mistake makes
+EXPLODED = 1e6  # outputs of noise above it: gates that are open or closed by such numbers turn with a few channels
 SEEDS = 4  # draws of noise until no output is all zeros, as a last ReLU may give
 
 
@@ -42,6 +45,7 @@ class Probe:
         copies: tuple[Callable[[nn.Module, int], nn.Module], ...] = (_noisy, _plain)
         for make, noise in product(copies, (_noise, _scaled)):
             for seed in range(SEEDS):
+                self._calmer = partial(_noisy, model, seed) if make is _noisy else None
                 self.dense = make(model, seed).eval()
                 self.inputs = tree_map_only(Tensor, partial(noise, seed=seed), example_input)
                 outputs = self._finite_outputs()
@@ -62,7 +66,21 @@ class Probe:
         self.inputs = tree_map_only(Tensor, _double, self.inputs)
         if self._finite_outputs() is None:
             self.dense, self.inputs = own
+            return self
+        for size in CALMER:
+            if self._calmer and self._magnifies_rounding():
+                self.dense = self._calmer(size).double().eval()
         return self
+
+    def _magnifies_rounding(self) -> bool:
+        """Whether a very deep network makes so much of little, or such large numbers, that slim and masked ones would
+        differ by rounding."""
+        little = 2.0**-40
+        moved = tree_map_only(Tensor, lambda x: x * (1 + little) if _is_float(x) else x, self.inputs)
+        outputs = (_run(self.dense, inputs) for inputs in (self.inputs, moved))
+        pairs = [(x, y) for x, y in zip(*map(_tensors, outputs), strict=True) if _is_float(x) and x.numel()]
+        most = [(float(x.abs().max()), float((x - y).abs().max())) for x, y in pairs]
+        return any(change > MAGNIFIED * little * size or size > EXPLODED for size, change in most)
 
     @torch.no_grad()
     def agrees(self, slimmer: Slimmer, kept: Any) -> bool:
@@ -193,13 +211,13 @@ def _plain(model: nn.Module, seed: int) -> nn.Module:
     return copy_of(model)
 
 
-def _noisy(model: nn.Module, seed: int) -> nn.Module:
-    """A copy of `model` with seeded noise for parameters and for the statistics of its norms."""
+def _noisy(model: nn.Module, seed: int, size: float = 1.0) -> nn.Module:
+    """A copy of `model` with seeded noise for parameters, of that `size`, and for the statistics of its norms."""
     generator = torch.Generator().manual_seed(seed)
     memo = activations(model)  # deepcopy takes what is in it, so the weights are never copied
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() or tensor.is_complex():
-            memo[id(tensor)] = nn.Parameter(_weights(name, tensor, generator), tensor.requires_grad)
+            memo[id(tensor)] = nn.Parameter(_weights(name, tensor, generator, size), tensor.requires_grad)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and isinstance(module.running_var, Tensor):
             memo[id(module.running_mean)] = _uniform(module.running_var, -0.5, 0.5, generator)
@@ -207,10 +225,10 @@ def _noisy(model: nn.Module, seed: int) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _weights(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+def _weights(name: str, like: Tensor, generator: torch.Generator, size: float) -> Tensor:
     """Of a size that activations neither vanish nor explode; few ReLUs give nothing, even where channels are few."""
     if like.dim() > 1:
-        bound = (6 * len(like) / max(like.numel(), 1)) ** 0.5
+        bound = size * (6 * len(like) / max(like.numel(), 1)) ** 0.5
         return _uniform(like, -bound, bound, generator)
     return _uniform(like, 0.0, 0.5, generator) if "bias" in name else _uniform(like, 0.5, 1.5, generator)
 
