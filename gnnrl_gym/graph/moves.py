@@ -70,9 +70,8 @@ def repeat_each(c: Channels, node: fx.Node, x: Any, times: Any, dim: Any = None,
     """Every channel `times` in a row, as heads of keys that several queries share."""
     if not isinstance(times, int) or dim is None:
         return NotImplemented
-    return compress(first(x, [d for d in constant(x) if d != dim % x.dim()]).repeat_interleave(times, dim)).expand(
-        shape_of(node)
-    )
+    small = first(x, [d for d in constant(x) if d != dim % x.dim()])
+    return compress(small.repeat_interleave(times, dim)).expand(shape_of(node))
 
 
 @rule("transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "expand_as", "roll", "flip", "getitem", "select",
