@@ -14,6 +14,7 @@ from torch import Tensor
 
 from agents.ask_tell import run_ask_tell
 from agents.recorder import EvaluationsExhausted, PlanRecorder
+from gnnrl_gym.errors import MissingExtra
 
 START = 8  # graphs that are scored before the first model
 
@@ -29,7 +30,7 @@ def bayesian(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, sta
         start: graphs, chosen by chance, that are scored first.
 
     Raises:
-        ImportError: BoTorch is not installed.
+        MissingExtra: BoTorch is not installed.
         ValueError: the environment has no pool.
     """
     env: Any = recorder.unwrapped
@@ -56,10 +57,10 @@ def require_botorch() -> None:
     """Import BoTorch, which takes seconds, or say which extra is missing.
 
     Raises:
-        ImportError: BoTorch is not installed.
+        MissingExtra: BoTorch is not installed.
     """
     if find_spec("botorch") is None:
-        raise ImportError("The searcher 'bayesian' needs botorch: pip install gnnrl_gym[bayesian]")
+        raise MissingExtra("The searcher 'bayesian' needs botorch: pip install gnnrl_gym[bayesian]")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its dependencies use what torch is about to drop
         import botorch  # noqa: F401

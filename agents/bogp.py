@@ -45,7 +45,7 @@ def bogp(
         resume: an unfinished run of the same question may be there; then what it has measured is taken from it.
 
     Raises:
-        ImportError: BoTorch is not installed.
+        MissingExtra: BoTorch is not installed.
         FileExistsError: `out` holds a run.
         ValueError: `out` holds a run of another question or other data, or the environment refuses the question.
     """

@@ -54,8 +54,6 @@ def bogp(
 def _run(question: Question, folder: Path, device: str, resume: bool) -> None:
     try:
         result = run_bogp(question, folder, device, progress=True, resume=resume)
-    except ImportError as error:  # BoTorch is an extra: said in a sentence
-        raise ValueError(str(error)) from error
     except KeyboardInterrupt:
         more = "" if device == "auto" else f" --device {device}"
         if (folder / ASKED).is_file():

@@ -19,7 +19,7 @@ from agents.refine import evaluate_run, finetune_run
 from agents.report_cli import report
 from agents.search_cli import search
 from agents.train_cli import train
-from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.errors import MissingExtra, UnsupportedOperation
 from gnnrl_gym.evaluation.finetuning import SCHEDULES
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Prune neural networks by searching on their graph.")
@@ -84,7 +84,7 @@ def main() -> None:
     _add_foreign_commands()
     try:
         app()
-    except (ValueError, OSError, UnsupportedOperation) as error:
+    except (ValueError, OSError, MissingExtra, UnsupportedOperation) as error:
         Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

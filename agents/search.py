@@ -23,6 +23,7 @@ from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.threads import fitting_threads
+from gnnrl_gym.evaluation.workers import scored_by
 from gnnrl_gym.export import save_slim
 
 ASKED = ASKED_OF["search"]
@@ -36,6 +37,8 @@ def search(
     out: str | os.PathLike[str] | None = None,
     progress: bool = False,
     resume: bool = False,
+    workers: int | None = None,
+    ray: str | None = None,
     **settings: Any,
 ) -> SearchResult:
     """Search for the best plan within the budget of a `GNNRL-Prune-v0` environment.
@@ -55,11 +58,14 @@ def search(
             hold a run already. A search that fails before its first evaluation leaves nothing there.
         progress: show a bar on a terminal, elsewhere a line every tenth of the way.
         resume: `out` may hold an interrupted run of the same search. Its latencies count, in `env` from then on.
+        workers, ray: who measures the plans on CPUs, as in `gnnrl_gym.evaluation.workers.scored_by`: so many threads,
+            or a Ray cluster at this address. No part of the result: a run may be resumed with others.
         settings: passed on to the searcher.
 
     Raises:
         ValueError: unknown method, no evaluation, an environment of another kind or with wrappers that `gym.make` does
-            not put there, or a run to resume that was made with other settings, weights or data.
+            not put there, a run to resume that was made with other settings, weights or data, or no such workers.
+        MissingExtra: Ray is not installed.
         FileExistsError: `out` holds a run.
         KeyboardInterrupt: interrupted before a plan within the budget was scored.
     """
@@ -71,7 +77,8 @@ def search(
     with begun(out, asked, resume, ASKED) as folder:
         start = time.perf_counter()
         keep_latencies(folder, [prune])
-        recorder, interrupted = _searched(env, prune, method, evaluations, seed, folder, progress, settings)
+        with scored_by(prune.evaluator, workers, ray):
+            recorder, interrupted = _searched(env, prune, method, evaluations, seed, folder, progress, settings)
         seconds = seconds_before(folder) + time.perf_counter() - start
         assert recorder.best is not None
         slim = prune.slim(recorder.best)  # once: what is kept is what was tested

@@ -33,6 +33,7 @@ from gnnrl_gym.checks import check_whole
 from gnnrl_gym.envs.budget import METRICS, in_words
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
+from gnnrl_gym.evaluation.workers import check_workers
 from gnnrl_gym.pruning.importance import IMPORTANCES
 from gnnrl_gym.zoo.models import DIGITS
 
@@ -64,15 +65,22 @@ def search(
         typer.Option(help="What ppo starts from: a file of `gnnrl train`, general, none; auto: general for channels."),
     ] = "auto",
     device: Device = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that score plans side by side, on a CPU.", show_default="all cores")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Score plans on a Ray cluster instead: its address, auto, or local.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/MODEL-METHOD-TIME")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted search in this run folder.")] = None,
     finetune: Annotated[int, typer.Option(help="Epochs of fine-tuning afterwards; 0 for none.")] = 10,
 ) -> None:  # fmt: skip
     """Search for the best pruned network within a budget, fine-tune it, report it. Ctrl-C keeps the best so far."""
     check_whole(0, finetune=finetune)
+    check_workers(workers, ray)
     if resume is not None:
-        check_goes_on_alone(context, resume, "finetune")
-        _go_on(resume, finetune)
+        check_goes_on_alone(context, resume, "finetune", "workers", "ray")
+        _go_on(resume, finetune, workers=workers, ray=ray)
         return
     if data is None and model != DIGITS:
         raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
@@ -87,17 +95,17 @@ def search(
         search_images=search_images, device=device,
     )  # fmt: skip
     settings = {"policy": start} if method == "ppo" else {}
-    _run(env, folder, finetune, method=method, evaluations=evaluations, seed=seed, **settings)
+    _run(env, folder, finetune, method=method, evaluations=evaluations, seed=seed, workers=workers, ray=ray, **settings)
 
 
-def _go_on(folder: Path, finetune: int) -> None:
+def _go_on(folder: Path, finetune: int, **how: Any) -> None:
     """With the search of a run folder as it was asked for."""
     asked = read_asked(folder, ASKED, environment=dict, method=str, evaluations=int, seed=int)
     arguments = environment_arguments(asked.pop("environment"))
     check_has_a_name(folder, arguments["model"], "agents.search")
     if (folder / LATENCIES).is_file():
         arguments["latencies"] = folder / LATENCIES
-    _run(made_as_begun("GNNRL-Prune-v0", arguments), folder, finetune, **asked, resume=True)
+    _run(made_as_begun("GNNRL-Prune-v0", arguments), folder, finetune, **asked, **how, resume=True)
 
 
 def _run(env: gym.Env[Any, Any], folder: Path, finetune: int, **asked: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnnrl_gym.copies import copy_of
-from gnnrl_gym.errors import UnsupportedOperation
+from gnnrl_gym.errors import MissingExtra, UnsupportedOperation
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.graph.groups import Ints
@@ -199,11 +199,11 @@ def export_onnx(module: nn.Module, example_input: Example, path: str | os.PathLi
         Whether it was checked so.
 
     Raises:
-        ImportError: onnx or onnxscript is missing.
+        MissingExtra: onnx or onnxscript is missing.
         UnsupportedOperation: as `export_program`, or the exporter or onnxruntime can't take it.
     """
     if missing := [package for package in ("onnx", "onnxscript") if find_spec(package) is None]:
-        raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install gnnrl_gym[onnx]")
+        raise MissingExtra(f"ONNX export needs {' and '.join(missing)}: pip install gnnrl_gym[onnx]")
     module = copy_of(module).cpu()  # ONNX knows no devices, and a GPU rounds otherwise
     example_input = tree_map_only(Tensor, Tensor.cpu, example_input)
     args = _arguments(example_input)

@@ -19,6 +19,7 @@ from agents import cli
 from agents.bogp import ASKED, bogp
 from agents.bogp_record import BogpResult, Question, report
 from benchmarks import bogp_mnist
+from gnnrl_gym.errors import MissingExtra
 from gnnrl_gym.relational.training import make_network
 from gnnrl_gym.zoo import load_data
 
@@ -217,7 +218,7 @@ def test_damaged_record_is_named(tmp_path: Path, damage: bytes) -> None:
 def test_command_names_the_missing_extra_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bayesian_module, "find_spec", lambda name: None)
     shown = CliRunner().invoke(cli.app, ["bogp", "--out", str(tmp_path / "run")])
-    assert isinstance(shown.exception, ValueError) and "gnnrl_gym[bayesian]" in str(shown.exception)
+    assert isinstance(shown.exception, MissingExtra) and "gnnrl_gym[bayesian]" in str(shown.exception)
     assert not (tmp_path / "run").exists()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +18,7 @@ from gnnrl_gym.evaluation.folding import fold, foldable_pairs
 from gnnrl_gym.evaluation.layout import fitting_layout
 from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.evaluation.quick import can_be_quick, cast_weights, replace_relus
+from gnnrl_gym.evaluation.workers import Threads, Workers
 from gnnrl_gym.graph.groups import Floats, Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.recalibration import eager, recalibrate
@@ -98,6 +98,7 @@ class PlanEvaluator:
 
     Attributes:
         evaluations: plans scored so far, repeated ones included.
+        workers: who measures plans, where `gnnrl_gym.evaluation.workers.scored_by` has said it; else None.
     """
 
     def __init__(
@@ -115,8 +116,10 @@ class PlanEvaluator:
         self.batched = self._worth_a_batch() if batched is None else batched
         self.dtype = fitting_dtype(precision, network, self.device)
         self.evaluations = 0
+        self.workers: Workers | None = None
         images, labels = train.take(recalibration_images, seed=1).tensors()
-        self.layout = fitting_layout(images[:2].to(network.example_input[0].device), network.model)
+        layout = fitting_layout(images[:2].to(network.example_input[0].device), network.model)
+        self._channels_last = layout == torch.channels_last  # itself it can't be unpickled by Ray's processes
         self._calibration = self._on_device(images)
         self._calibration_labels = labels.to(self.device)
         images, labels = search.tensors()
@@ -125,6 +128,11 @@ class PlanEvaluator:
         bfloat16_on_cpu = self.device.type == "cpu" and self.dtype == torch.bfloat16
         self._quick = bfloat16_on_cpu and can_be_quick(network)
         self._scores: dict[bytes, float] = {}
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """In which candidates and images are held."""
+        return torch.channels_last if self._channels_last else torch.contiguous_format
 
     def _worth_a_batch(self) -> bool:
         return self.device.type == "cuda" and self.network.macs(self.network.widths) <= LARGE
@@ -147,7 +155,7 @@ class PlanEvaluator:
         """One evaluation: Top-1 accuracy in [0, 1] of a plan [A] on the search images; the same plan has the same."""
         self.evaluations += 1
         key = plan_key(widths)
-        if key not in self._scores and self.batched:
+        if key not in self._scores and (self.batched or self.workers):
             self.prefetch([widths])  # as those that come several at a time, so that all are rounded alike
         if key not in self._scores:
             self._scores[key] = self._measure(widths)
@@ -155,16 +163,21 @@ class PlanEvaluator:
 
     def prefetch(self, plans: Sequence[Ints]) -> None:
         """Measure plans that are about to be scored side by side: in one batch on a GPU, with the same scores but for
-        rounding; on a CPU a thread for each, as many as torch may use.
+        rounding; on a CPU a thread for each, as many as torch may use; or by the `workers`.
 
         No evaluation by itself. Small batches don't fill a GPU or several cores, several candidates do.
         """
         missing = {plan_key(plan): plan for plan in plans if plan_key(plan) not in self._scores}
         if self.batched and missing and self._candidates:
             self._scores = self._in_one_batch(self._candidates, plans) | self._scores
-        elif self.device.type == "cpu" and missing and min(len(plans), torch.get_num_threads()) > 1:
-            # one that is missing alone, too: a resumed search has to measure it as the first one did, on one thread
-            self._scores.update(zip(missing, _side_by_side(self._measure, list(missing.values())), strict=True))
+        elif missing and (workers := self._workers_for(len(plans))):
+            self._scores.update(zip(missing, workers(self._measure, list(missing.values())), strict=True))
+
+    def _workers_for(self, count: int) -> Workers | None:
+        """Who measures `count` plans, those that are known, too: a resumed search has to measure a single one that is
+        missing as the first one did, on one thread."""
+        several = self.device.type == "cpu" and min(count, torch.get_num_threads()) > 1
+        return self.workers or (Threads() if several else None)
 
     def _in_one_batch(self, candidates: BatchedCandidates, plans: Sequence[Ints]) -> dict[bytes, float]:
         """Scores of all `plans`, those that are known, too: a resumed search knows more of them, and how many are in a
@@ -213,23 +226,10 @@ class PlanEvaluator:
 
     def _each(self, measure: Callable[[Ints], float], plans: Sequence[Ints]) -> list[float]:
         """`measure` of every plan; a GPU works them off one by one, and holds one network's activations at a time."""
-        return _side_by_side(measure, plans) if self.device.type == "cpu" else [measure(plan) for plan in plans]
+        return Threads()(measure, plans) if self.device.type == "cpu" else [measure(plan) for plan in plans]
 
     def _loss(self, widths: Ints) -> float:
         return float(F.cross_entropy(self._outputs(widths, self._calibration), self._calibration_labels))
-
-
-def _side_by_side(measure: Callable[[Ints], float], plans: Sequence[Ints]) -> list[float]:
-    """`measure` of every plan: a thread for each, as many as torch may use, in which torch uses one."""
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            return list(pool.map(measure, plans))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            torch.set_num_threads(threads)
 
 
 def plan_key(widths: Ints) -> bytes:

@@ -63,21 +63,21 @@ class ObjectiveEvaluator(PlanEvaluator):
         self, network: PrunableNetwork, data: DataSplits, *options: Any, proxy: tuple[int, Recipe, int] | None = None
     ) -> None:
         super().__init__(network, data.train, *options)
-        self._data, self._proxy = data, proxy
+        self._proxy = None if proxy is None else (data, *proxy)
 
     def _cut(self, plan: Ints | Kept) -> nn.Module:
         kept = np.asarray(plan, np.bool_) if plan.dtype == np.bool_ else self.network.kept(plan)
         with torch.inference_mode(False):  # what is made in it can't be trained
             module = self._fast(self.network.slimmer.slim(kept))
         if self._proxy:
-            steps, recipe, seed = self._proxy
+            data, steps, recipe, seed = self._proxy
             with zeros_held(self.network, module, kept):
-                train(module, self._data, recipe, seed, self.device, steps)
+                train(module, data, recipe, seed, self.device, steps)
         return module
 
     def prefetch(self, plans: Sequence[Ints]) -> None:
-        """As before; but networks are not trained side by side, since dropout draws from one source for all threads."""
-        if not self._proxy:
+        """As before; but threads don't train networks side by side, since dropout draws from one source for all."""
+        if not self._proxy or (self.workers and self.workers.apart):
             super().prefetch(plans)
 
     def sensitivity(self) -> Floats:
