@@ -128,6 +128,10 @@ NETWORKS: dict[str, tuple[Make, int]] = {
         ),
         8,
     ),
+    "few large groups": (
+        lambda: net(norm(conv(3, 12), channels=12), nn.Sigmoid(), conv(12, 16, groups=2), nn.ReLU(), channels=16),
+        8,
+    ),
     "residual, no BatchNorm": (lambda: net(conv(3, 8), Sum([conv(8, 8), nn.Identity()]), nn.ReLU(), channels=8), 8),
     "concatenation that not all of is zero": (
         lambda: net(norm(conv(3, 8), channels=8), Concat([nn.ReLU(), nn.Sigmoid(), conv(8, 4)]), channels=20),

@@ -12,7 +12,7 @@ from torch import fx
 
 from gnnrl_gym.graph.channels import Weight, operator_name
 from gnnrl_gym.graph.groups import Ints
-from gnnrl_gym.graph.trace import module_path
+from gnnrl_gym.graph.trace import module_path, shape_of
 from gnnrl_gym.pruning.network import PrunableNetwork
 
 _READERS = ("linear", *(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)))
@@ -43,12 +43,16 @@ def gated(network: PrunableNetwork) -> Iterator[tuple[str, Ints, int]]:
 
 
 def read_units(network: PrunableNetwork, node: fx.Node) -> Ints | None:
-    """Units of the channels that a layer mixes, where any can be removed. (A grouped convolution's go as a whole.)"""
+    """Units of the channels that a layer mixes, where any can be removed. (Where a convolution loses whole groups, they
+    reach nothing that stays.)"""
     weight = network.channels.values.get(node.args[1]) if operator_name(node) in _READERS else None  # type: ignore[arg-type]
     if not isinstance(weight, Weight):
         return None
     units = network.groups.owner.get(weight.key(int("transpose" not in operator_name(node))))
-    return units if units is not None and (units >= 0).any() else None
+    if units is None or not (units >= 0).any():
+        return None
+    inputs = shape_of(node.all_input_nodes[0])[-1 if operator_name(node) == "linear" else 1]
+    return np.tile(units, inputs // len(units))  # the same of every convolution group
 
 
 def _zeroed(network: PrunableNetwork) -> set[fx.Node]:

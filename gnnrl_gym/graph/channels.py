@@ -65,7 +65,7 @@ class Channels:
         products: the operations that cost multiply-accumulates.
         literals: nodes that may hold a number of channels in their arguments (pad, slice, view, split).
         parts: pairs of equal parts of a split, which have to stay equal where one number stands for both.
-        grouped: weights of grouped convolutions -> entries of their first dimension per convolution group.
+        grouped: weights of convolutions that lose whole groups -> entries of their first dimension per group.
         unsupported: "operation at module, line" of everything without a rule that touches channels.
         made: the same of what touches none, but may meet some (`torch.zeros`): by the id of what it makes.
         spent: the same of what takes parameters and no channels (a `softmax` of one): by the name of each.

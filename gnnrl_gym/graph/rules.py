@@ -51,7 +51,8 @@ def convolution(
     c: Channels, node: fx.Node, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
     dilation: Any = 1, groups: int = 1,
 ) -> Any:  # fmt: skip
-    """New ids. In a grouped convolution a unit is a whole convolution group, so depthwise is the case of size 1."""
+    """New ids. In a grouped convolution a unit is a whole convolution group, so depthwise is the case of size 1; where
+    the groups are few and large, it is one channel of each, and all groups stay."""
     inputs = along(x, 1) if _batched(node, x) else None
     if inputs is None or not isinstance(weight, Weight) or (groups > 1 and weight.order):
         return NotImplemented
@@ -59,8 +60,10 @@ def convolution(
     c.bind(bias, 0, outputs)
     shape = shape_of(node)
     cost = math.prod(weight.shape[2:]) * math.prod(shape[2:]) * shape[0]
-    if groups == 1:
-        c.bind(weight, 1, inputs)
+    if groups == 1 or groups < min(weight.shape[1], len(outputs) // groups):
+        _tie_across(c, inputs, groups)
+        _tie_across(c, outputs, groups)
+        c.bind(weight, 1, inputs[: weight.shape[1]])
         c.products.append(Product(node, cost, (weight.key(0), weight.key(1))))
     else:
         _tie_groups(c, inputs, outputs, groups)
@@ -136,6 +139,13 @@ def _tie_groups(c: Channels, inputs: Tensor, outputs: Tensor, groups: int) -> No
     """The inputs and outputs of each convolution group are one unit."""
     members = torch.cat([inputs.view(groups, -1), outputs.view(groups, -1)], dim=1)
     c.merge(members, members[:, :1].expand(members.shape).clone())
+
+
+def _tie_across(c: Channels, ids: Tensor, groups: int) -> None:
+    """The channels at one place in each convolution group are one unit."""
+    members = ids.view(groups, -1)
+    if groups > 1:
+        c.merge(members, members[:1].expand(members.shape).clone())
 
 
 @rule("batch_norm", "instance_norm")

@@ -122,7 +122,7 @@ class LatencyTable:
 
     def _counts(self, op: Operation, axis: int) -> list[int]:
         """Channel counts at which an operation is measured: whole blocks and whole convolution groups."""
-        size, step = op.sizes[axis], op.outputs_per_group or 1
+        size, step = op.sizes[axis], op.steps[axis]
         if not op.rows[axis][:-1].any():  # frozen
             return [size] * len(SHARES)
         blocks = _rounded(np.ceil(np.array(SHARES) * size), np.array(self._block(op), float)).astype(int).tolist()

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.graph.channels import Channels, Key, Product, operator_name
 from gnnrl_gym.graph.groups import ChannelGroups, Ints
-from gnnrl_gym.graph.trace import Trace
+from gnnrl_gym.graph.trace import Trace, shape_of
 
 WARM_UP = 2
 Axes = tuple[tuple[int, int], ...]  # (dimension, axis of the operation that it scales with)
@@ -45,7 +45,8 @@ class Operation:
             without channels is a constant 1.
         sizes: channels along both axes of the dense network.
         weighted: a convolution or matrix product with a weight.
-        outputs_per_group: channels that a convolution group writes; None where there is one group.
+        outputs_per_group: channels that a convolution group writes, where whole groups go; else None.
+        steps: numbers of which the channels along both axes are multiples.
     """
 
     node: fx.Node
@@ -54,6 +55,7 @@ class Operation:
     sizes: tuple[int, int]
     weighted: bool
     outputs_per_group: int | None
+    steps: tuple[int, int]
 
     @property
     def key(self) -> str:
@@ -123,13 +125,22 @@ def _operation(
     operands = {n: _operand(n, i, written, trace, groups) for i, n in enumerate(node.all_input_nodes)}
     if written:
         owners = [groups.owner[factors[1]], groups.owner[factors[0]]]
-        per_group = None
+        per_group, steps = None, (1, _convolution_groups(node))
     else:
         one = np.full(1, -1)
         owners = [_channels_of(node, factors, groups), one]
         per_group = channels.grouped.get(factors[0][0]) if factors else None
+        steps = (per_group or 1, 1)
     rows = (groups.kept_row(owners[0]), groups.kept_row(owners[1]))
-    return Operation(node, operands, rows, (len(owners[0]), len(owners[1])), bool(factors), per_group)
+    return Operation(node, operands, rows, (len(owners[0]), len(owners[1])), bool(factors), per_group, steps)
+
+
+def _convolution_groups(node: fx.Node) -> int:
+    """Of a layer with two axes; 1 where it is no convolution, too."""
+    if operator_name(node) not in ("conv1d", "conv2d", "conv3d"):
+        return 1
+    images, weight = (shape_of(n) for n in node.all_input_nodes[:2])
+    return images[1] // weight[1]
 
 
 def _channels_of(node: fx.Node, factors: tuple[Any, ...], groups: ChannelGroups) -> Ints:
