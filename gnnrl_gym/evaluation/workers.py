@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import importlib.util
 import logging
@@ -129,7 +128,7 @@ def _connect(address: str) -> None:
 def _measured(evaluator: list[Any], measure: str, plan: Ints) -> float:
     """What a process of the cluster does: `measure` is the name of the evaluator's method."""
     torch.set_num_threads(1)
-    return float(getattr(_held(evaluator[0]), measure)(plan.copy()))  # as it comes it can't be written to
+    return float(getattr(_held(evaluator[0]), measure)(plan))
 
 
 @functools.lru_cache(maxsize=1)
@@ -162,7 +161,7 @@ def scored_by(evaluator: PlanEvaluator, workers: int | None = None, ray: str | N
     if workers is not None:
         evaluator.workers = Threads(workers)
     else:
-        evaluator.workers = RayCluster(_light(evaluator), str(ray))
+        evaluator.workers = RayCluster(evaluator, str(ray))
     try:
         yield
     finally:
@@ -183,10 +182,3 @@ def check_workers(workers: int | None, ray: str | None) -> None:
         check_ray()
         if workers is not None:
             raise ValueError(f"workers={workers} are threads of this machine, which ray={ray!r} replaces: give one.")
-
-
-def _light(evaluator: PlanEvaluator) -> PlanEvaluator:
-    """A copy to be sent, without the scores that are known."""
-    found = copy.copy(evaluator)
-    found._scores = {}
-    return found
