@@ -72,6 +72,32 @@ def test_what_else_ties_the_channels_ties_them_too(name: str) -> None:
     assert found.widths.tolist() == widths
 
 
+class Heads(nn.Module):
+    """Attention whose queries, keys and values a grouped convolution makes, a group for each of four heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 96, 1, groups=4), nn.Conv2d(32, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        queries, keys, values = self.qkv(x).flatten(2).unflatten(1, (-1, 24)).transpose(2, 3).chunk(3, -1)
+        found = F.scaled_dot_product_attention(queries, keys, values)
+        return self.head(found.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
+
+
+def test_whole_groups_go_where_channels_of_each_can_not() -> None:
+    found = exact_network(Heads(), images(1, 3, 8, 8))
+    assert found.widths.tolist() == [4]
+    slim: Any = found.slim([3])
+    assert (slim.qkv.groups, slim.qkv.in_channels, slim.qkv.out_channels) == (3, 24, 72)
+
+
+def test_what_a_last_layer_reads_goes_though_what_it_writes_can_not() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 10, 3, groups=2))
+    assert exact_network(model, images(1, 3, 8, 8)).widths.tolist() == [6]
+
+
 class Computed(nn.Module):
     """As many groups as there are eights of channels."""
 

@@ -66,6 +66,8 @@ class Channels:
         literals: nodes that may hold a number of channels in their arguments (pad, slice, view, split).
         parts: pairs of equal parts of a split, which have to stay equal where one number stands for both.
         grouped: weights of convolutions that lose whole groups -> entries of their first dimension per group.
+        across: weights of those that lose channels of every group.
+        by_group: weights of those that are to lose whole groups in any case.
         unsupported: "operation at module, line" of everything without a rule that touches channels.
         made: the same of what touches none, but may meet some (`torch.zeros`): by the id of what it makes.
         spent: the same of what takes parameters and no channels (a `softmax` of one): by the name of each.
@@ -81,6 +83,8 @@ class Channels:
     literals: list[fx.Node] = field(default_factory=list)
     parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     grouped: dict[str, int] = field(default_factory=dict)
+    across: set[str] = field(default_factory=set)
+    by_group: frozenset[str] = frozenset()
     unsupported: list[str] = field(default_factory=list)
     made: dict[int, str] = field(default_factory=dict)
     spent: dict[str, str] = field(default_factory=dict)
@@ -208,20 +212,23 @@ def operator_name(node: fx.Node) -> str:
     return target.name().split("::")[-1].split(".")[0].rstrip("_")
 
 
-def propagate(trace: Trace, strict: bool = False, into: Channels | None = None) -> Channels:
+def propagate(
+    trace: Trace, strict: bool = False, into: Channels | None = None, by_group: frozenset[str] = frozenset()
+) -> Channels:
     """Push ids through the whole graph.
 
     Args:
         strict: raise on an operation without a rule; otherwise what it touches is frozen.
         into: what another trace of the same network gave: weights that both use have the same channels in both. The
             costs stay those of the first trace.
+        by_group: grouped convolutions, by their weights, that are to lose whole groups.
 
     Raises:
         UnsupportedOperation: with `strict`.
     """
     from gnnrl_gym.graph import attention, moves, parameters, products, rules  # noqa: F401  (fill RULES)
 
-    channels = into or Channels()
+    channels = into or Channels(by_group=by_group)
     counted = len(channels.products) if into else None
     for node in trace.graph.nodes:
         if node.op == "placeholder":

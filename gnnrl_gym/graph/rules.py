@@ -60,9 +60,12 @@ def convolution(
     c.bind(bias, 0, outputs)
     shape = shape_of(node)
     cost = math.prod(weight.shape[2:]) * math.prod(shape[2:]) * shape[0]
-    if groups == 1 or groups < min(weight.shape[1], len(outputs) // groups):
-        _tie_across(c, inputs, groups)
-        _tie_across(c, outputs, groups)
+    few = groups < min(weight.shape[1], len(outputs) // groups) and weight.name not in c.by_group
+    if groups == 1 or few:
+        if groups > 1:
+            c.across.add(weight.name)
+            _tie_across(c, inputs, groups)
+            _tie_across(c, outputs, groups)
         c.bind(weight, 1, inputs[: weight.shape[1]])
         c.products.append(Product(node, cost, (weight.key(0), weight.key(1))))
     else:
@@ -144,8 +147,7 @@ def _tie_groups(c: Channels, inputs: Tensor, outputs: Tensor, groups: int) -> No
 def _tie_across(c: Channels, ids: Tensor, groups: int) -> None:
     """The channels at one place in each convolution group are one unit."""
     members = ids.view(groups, -1)
-    if groups > 1:
-        c.merge(members, members[:1].expand(members.shape).clone())
+    c.merge(members, members[:1].expand(members.shape).clone())
 
 
 @rule("batch_norm", "instance_norm")

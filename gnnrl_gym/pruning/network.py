@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.arguments import cloned
-from gnnrl_gym.graph.channels import propagate
+from gnnrl_gym.graph.channels import Channels, propagate
 from gnnrl_gym.graph.features import GraphBuilder
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
 from gnnrl_gym.graph.hierarchy import find_hierarchy
@@ -65,7 +66,7 @@ class PrunableNetwork:
         self.model = model
         self.example_input = example_input if isinstance(example_input, tuple) else (example_input,)
         self.trace = trace(model, cloned(example_input))
-        self.channels = propagate(self.trace, strict)
+        self.channels = self._propagated(strict)
         self._follow_training_heads(strict)
         self._warn_of_unsupported()
         adapting = Adapting(model, self.trace, self.channels, find_groups(self.channels))
@@ -77,6 +78,14 @@ class PrunableNetwork:
                 "as a view of them makes it."
             )
         self._order_by(importance_scores(model, self.groups, importance, batch))
+
+    def _propagated(self, strict: bool) -> Channels:
+        """Where channels of each convolution group can't go, whole groups may: each may be of one head (EfficientViT)."""
+        channels = propagate(self.trace, strict)
+        if stuck := _stuck(channels, channels.across):
+            others = propagate(self.trace, strict, by_group=stuck)
+            channels = propagate(self.trace, strict, by_group=stuck - _stuck(others, stuck))
+        return channels
 
     def _warn_of_unsupported(self) -> None:
         """Once for an operation: a transformer has dozens of places with the same."""
@@ -217,6 +226,13 @@ def _rebuild(
     network._order_by(importance)
     network.graph_builder.static = static  # holds the measured sensitivity
     return network
+
+
+def _stuck(channels: Channels, weights: Collection[str]) -> frozenset[str]:
+    """Those of `weights` of whose channels all stay, along one of their dimensions."""
+    owner = find_groups(channels).owner if weights else {}
+    along = {name: [owner[name, dim] for dim in (0, 1) if (name, dim) in owner] for name in weights}
+    return frozenset(name for name in weights if any((units < 0).all() for units in along[name]))
 
 
 def _ranks(groups: ChannelGroups, scores: Floats) -> Ints:
