@@ -80,7 +80,7 @@ class PrunableNetwork:
         self._order_by(importance_scores(model, self.groups, importance, batch))
 
     def _propagated(self, strict: bool) -> Channels:
-        """Where channels of each convolution group can't go, whole groups may: each may be of one head (EfficientViT)."""
+        """Where channels of each convolution group can't go, whole groups may, if each is a head's (EfficientViT)."""
         channels = propagate(self.trace, strict)
         if stuck := _stuck(channels, channels.across):
             others = propagate(self.trace, strict, by_group=stuck)
