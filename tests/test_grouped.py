@@ -118,11 +118,17 @@ def test_a_forward_that_computes_the_number_of_groups_is_not_broken() -> None:
     assert sorted(found.widths.tolist()) == [5, 8]
 
 
-def test_latencies_are_measured_at_numbers_that_a_convolution_can_have() -> None:
-    found = PrunableNetwork(network(3, 8, 16), images(1, 3, 6, 6))
+@pytest.mark.parametrize(
+    ("groups", "inputs", "outputs", "sizes", "steps"), [(3, 8, 16, (8, 48), (1, 3)), (9, 2, 7, (63, 1), (7, 1))]
+)
+def test_latencies_are_measured_at_numbers_that_a_convolution_can_have(
+    groups: int, inputs: int, outputs: int, sizes: tuple[int, int], steps: tuple[int, int]
+) -> None:
+    found = PrunableNetwork(network(groups, inputs, outputs), images(1, 3, 6, 6))
     table = LatencyTable.__new__(LatencyTable)
     table.network, table.device = found, torch.device("cpu")
     (grouped,) = (op for op in operations(found.trace, found.channels, found.groups) if op.steps != (1, 1))
-    assert (grouped.sizes, grouped.steps) == ((8, 48), (1, 3))
-    for read, written in zip(table._counts(grouped, 0), table._counts(grouped, 1), strict=True):
-        assert grouped.call((read, written), {}, table.device)().shape[1] == written
+    assert (grouped.sizes, grouped.steps) == (sizes, steps)
+    written = 0 if sizes[1] == 1 else 1  # whole groups have one axis for what they read and write
+    for counts in zip(table._counts(grouped, 0), table._counts(grouped, 1), strict=True):
+        assert grouped.call(counts, {}, table.device)().shape[1] == counts[written]
