@@ -67,8 +67,10 @@ class Probe:
         if self._finite_outputs() is None:
             self.dense, self.inputs = own
             return self
+        del own  # each of these is as large as the network, or twice as large
         for size in CALMER:
             if self._calmer and self._magnifies_rounding():
+                del self.dense
                 self.dense = self._calmer(size).double().eval()
         return self
 
