@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -70,8 +71,13 @@ def _measure(seed: int) -> dict[str, Any]:
         "groups": len(network.widths),
         "modules": sum(1 for _ in model.modules()),
         "prunable_macs_share": 1 - network.macs(np.ones_like(network.widths)) / network.macs(network.widths),
-        "frozen": [" ".join(str(warning.message).split()[:6]) for warning in said],
+        "frozen": [_kind(str(warning.message)) for warning in said],
     }
+
+
+def _kind(message: str) -> str:
+    """What is frozen and where, without the folder that the code is in."""
+    return " ".join(re.sub(r"\([^()]*/", "(", message).split()[:6])
 
 
 def random_plans(network: PrunableNetwork, count: int, seed: int) -> Ints:
