@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from agents.recorder import EvaluationsExhausted
 from agents.searchers import SEARCHERS
 from gnnrl_gym.errors import MissingExtra
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
-from gnnrl_gym.evaluation.workers import scored_by
+from gnnrl_gym.evaluation.workers import RayCluster, scored_by
 
 __all__ = ["shell"]  # a fixture
 
@@ -185,16 +186,24 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def test_a_ray_cluster_measures_the_same_and_may_lose_a_machine(cluster: Any) -> None:
+def test_a_ray_cluster_measures_the_same_and_may_lose_a_machine(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lost, proxy = cluster.add_node(num_cpus=1), {"objective": "proxy", "proxy_steps": 20}
     expected = search(make(**proxy), "random", 12)
-    env = make(**proxy)
-    timer = threading.Timer(8, cluster.remove_node, (lost,), {"allow_graceful": False})
-    timer.start()
-    try:
-        found = search(env, "random", 12, ray=cluster.address)
-    finally:
-        timer.join()
+    measure, ended = RayCluster.__call__, []
+
+    def losing(workers: RayCluster, *batch: Any) -> list[float]:
+        if ended:
+            return measure(workers, *batch)
+        with ThreadPoolExecutor(1) as beside:
+            result = beside.submit(measure, workers, *batch)
+            time.sleep(1)  # it takes longer to begin a process
+            cluster.remove_node(lost, allow_graceful=False)
+            ended.append(result.done())
+            return result.result()
+
+    monkeypatch.setattr(RayCluster, "__call__", losing)
+    found = search(make(**proxy), "random", 12, ray=cluster.address)
+    assert ended == [False]  # it was lost on the way
     assert (found.widths, found.search_accuracy) == (expected.widths, expected.search_accuracy)
 
 

@@ -60,12 +60,12 @@ def convolution(
     c.bind(bias, 0, outputs)
     shape = shape_of(node)
     cost = math.prod(weight.shape[2:]) * math.prod(shape[2:]) * shape[0]
-    few = groups < min(weight.shape[1], len(outputs) // groups) and weight.name not in c.by_group
-    if groups == 1 or few:
-        if groups > 1:
-            c.across.add(weight.name)
-            _tie_across(c, inputs, groups)
-            _tie_across(c, outputs, groups)
+    across = 1 < groups < min(weight.shape[1], len(outputs) // groups) and weight.name not in c.by_group
+    if across:
+        c.across.add(weight.name)
+        _tie_across(c, inputs, groups)
+        _tie_across(c, outputs, groups)
+    if groups == 1 or across:
         c.bind(weight, 1, inputs[: weight.shape[1]])
         c.products.append(Product(node, cost, (weight.key(0), weight.key(1))))
     else:
