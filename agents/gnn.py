@@ -39,12 +39,16 @@ class GraphBatch(NamedTuple):
 
 
 def disjoint_graph(observations: dict[str, Tensor], levels: int) -> GraphBatch:
-    """Join the graphs of a `PadGraph` batch, whose entries all have a leading batch dimension `B`."""
+    """Join the graphs of a `PadGraph` batch, whose entries all have a leading batch dimension `B`.
+
+    Raises:
+        ValueError: with several levels, a node's first features say none, or several.
+    """
     node_mask = observations["node_mask"].bool()
     size = node_mask.shape[1]
     slot = node_mask.flatten().nonzero().squeeze(1)
     nodes = observations["nodes"].flatten(0, 1)[slot]
-    level = nodes[:, :levels].argmax(dim=1) if levels > 1 else torch.zeros_like(slot)
+    level = _level(nodes[:, :levels]) if levels > 1 else torch.zeros_like(slot)
     rank, order = ((level - 1) % levels).sort(stable=True)
     position = slot.new_zeros(node_mask.numel())
     position[slot[order]] = torch.arange(len(slot), device=slot.device)
@@ -53,6 +57,16 @@ def disjoint_graph(observations: dict[str, Tensor], levels: int) -> GraphBatch:
     links = observations["edge_links"][graph, edge].long() + graph[:, None] * size
     edges = observations["edges"][graph, edge]
     return GraphBatch(nodes[order], edges, position[links].T, slot[order] // size, rank, position)
+
+
+def _level(one_hot: Tensor) -> Tensor:
+    """The level [n] of every node, from the columns [n, levels] that say it."""
+    if ((one_hot != 0) & (one_hot != 1)).any() or (one_hot.sum(1) != 1).any():
+        raise ValueError(
+            f"the first {one_hot.shape[1]} columns of the node features must be the one-hot level of the node. Graphs "
+            "must reach the policy as PadGraph gives them: use VecNormalize with norm_obs=False."
+        )
+    return one_hot.argmax(dim=1)
 
 
 def narrow(linear: Any, x: Tensor) -> Tensor:
@@ -146,8 +160,8 @@ class MultiStageGNN(BaseFeaturesExtractor):
 
     Raises:
         TypeError: the space is not that of `PadGraph`.
-        ValueError: `levels` is below 1, or more than there are node features. From `forward`: masks or links that
-            something between `PadGraph` and the policy has changed, or a decision without a node.
+        ValueError: `levels` is below 1, or more than there are node features. From `forward`: masks, links or levels
+            that something between `PadGraph` and the policy has changed, or a decision without a node.
     """
 
     def __init__(

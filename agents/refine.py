@@ -22,7 +22,7 @@ from gnnrl_gym.evaluation.latency import measure_latency
 from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import read_slim, update_slim
-from gnnrl_gym.files import digest_of
+from gnnrl_gym.files import alone_in, digest_of
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.sparsity import SparseNetwork
 from gnnrl_gym.zoo import DataSplits
@@ -60,13 +60,21 @@ def finetune_run(
         ValueError: a number out of range, an unknown schedule; other data than the run's, by its labels, size and
             normalisation; `distill` is above 0 where the dense network of the run has random weights, or the one here
             has others than the run's; or the training diverged. The run stays as it was.
-        PermissionError: nothing can be written in the run folder.
+        PermissionError: nothing can be written in the run folder. BlockingIOError: another process works there.
     """
-    how = _how(epochs, learning_rate, schedule, distill, images, seed)
-    result, folder = SearchResult.load(run), Path(run)
+    how, folder = _how(epochs, learning_rate, schedule, distill, images, seed), Path(run)
+    SearchResult.load(run)  # there must be one
     check_writable(folder, COPY)
+    with alone_in(folder):
+        return _finetuned(SearchResult.load(run), folder, device, model, data, how)
+
+
+def _finetuned(
+    result: SearchResult, folder: Path, device: str, model: nn.Module | None, data: DataSplits | None,
+    how: dict[str, Any],
+) -> SearchResult:  # fmt: skip
     place, splits = resolve_device(device), _splits(result, folder, data)
-    if images == "all":
+    if how["images"] == "all":
         splits = replace(splits, train=splits.train.joined(splits.search))
     network = result.network(model)
     slim = result.pruned(network).to(place)

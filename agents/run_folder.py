@@ -17,7 +17,7 @@ from agents.recorder import LATENCIES, LOG
 from agents.results import ASKED_OF, DIGESTS, RESULT, WEIGHTS, SearchResult, write_atomic, written_by
 from gnnrl_gym.envs.budget import Meter
 from gnnrl_gym.envs.prune import PruneEnv
-from gnnrl_gym.files import check_entries, plain, read_json
+from gnnrl_gym.files import alone_in, check_entries, plain, read_json
 
 COPY = "Copy the run to a folder that can be written, and go on there."
 
@@ -76,15 +76,21 @@ def check_writable(path: Path, mend: str = "Choose another --out.") -> None:
 
 @contextlib.contextmanager
 def begun(out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: bool, name: str) -> Iterator[Path | None]:
-    """As `begin`; a new run that fails before its first evaluation leaves nothing behind."""
+    """As `begin`. Nobody else may work in the folder until the end; a new run that fails before its first evaluation
+    leaves nothing behind.
+
+    Raises:
+        BlockingIOError: somebody else does.
+    """
     there = out is not None and Path(out).exists()
     folder = begin(out, asked, resume, name)
-    try:
-        yield folder
-    except BaseException:
-        if folder and not resume and not any(folder.rglob(LOG)):  # bogp's are in folders of their own
-            _clear(folder, there)
-        raise
+    with alone_in(folder):
+        try:
+            yield folder
+        except BaseException:
+            if folder and not resume and not any(folder.rglob(LOG)):  # bogp's are in folders of their own
+                _clear(folder, there)
+            raise
 
 
 def _clear(folder: Path, keep: bool) -> None:

@@ -55,6 +55,31 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """While nobody else is in here with the same folder, where the system can lock folders; whoever is killed is out.
+
+    Raises:
+        BlockingIOError: somebody else is.
+    """
+    if folder is None or sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"Another process works in {str(folder)!r}: wait until it ends.") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a forked process holds it open
+        os.close(handle)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 

@@ -346,6 +346,19 @@ def test_normalised_masks_are_refused(algorithm: Any) -> None:
     assert agent.predict(env.reset())[0].shape == (1, 3)
 
 
+@pytest.mark.parametrize("levels", [2, 5])
+@pytest.mark.parametrize("change", [lambda level: 0.9 * level, lambda level: level + 1, lambda level: 0 * level])
+def test_levels_that_are_not_one_hot_are_refused(levels: int, change: Any) -> None:
+    """A node would be read on some level. VecNormalize can change the features alone."""
+    env = padded_env(levels)
+    gnn, observations = extractor(env), batch_of(env, 3)
+    gnn(observations)
+    level = observations["nodes"][1, 0, :levels]
+    level[:] = change(level)
+    with pytest.raises(ValueError, match=f"first {levels} columns .* one-hot .* norm_obs=False"):
+        gnn(observations)
+
+
 def test_decisions_without_a_node_are_refused() -> None:
     env = make_sb3_env(ToyGraphEnv(decisions=(6, 6), others=(0, 0)), 9, 40, 6)
     observation = env.reset(seed=0)[0]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +22,11 @@ from agents.recorder import PlanRecorder
 from agents.refine import finetune_run
 from agents.searchers import SEARCHERS
 from gnnrl_gym.evaluation.accuracy import accuracy
-from gnnrl_gym.files import digest_of
+from gnnrl_gym.files import alone_in, digest_of
 from gnnrl_gym.zoo import load_data, load_model
 
 Env = gym.Env[Any, Any]
+LOCKS = pytest.mark.skipif(sys.platform == "win32", reason="Windows locks no folders")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -210,6 +215,62 @@ def test_of_two_searches_in_one_folder_one_ends(
     with pytest.raises(ValueError, match="another one writes there too"):
         search(digits_env, "joined", 20, out=tmp_path / "run")
     assert len(lines(tmp_path / "run")) == 2
+
+
+@LOCKS
+def test_where_another_process_works_nothing_begins(digits_env: Env, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    kill_after(2, digits_env, "random", run, 0)
+    before = lines(run)
+    with alone_in(run), pytest.raises(BlockingIOError, match=r"Another process works in '.*run': wait until it ends"):
+        search(digits_env, "random", 20, seed=3, out=run, resume=True)
+    assert lines(run) == before
+    search(digits_env, "random", 20, seed=3, out=run, resume=True)
+    record = (run / "result.json").read_bytes()
+    with alone_in(run), pytest.raises(BlockingIOError, match="Another process works"):
+        finetune_run(run, 1)
+    assert (run / "result.json").read_bytes() == record
+    assert finetune_run(run, 1).finetune_epochs == 1
+
+
+@LOCKS
+def test_a_search_is_alone_in_its_folder(digits_env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(recorder: Any, seed: int = 0, out: Path | None = None) -> None:
+        recorder.play([recorder.action_space.sample()])
+        with alone_in(out):
+            pass
+
+    monkeypatch.setitem(SEARCHERS, "twice", twice)
+    with pytest.raises(BlockingIOError, match="Another process works"):
+        search(digits_env, "twice", 20, out=tmp_path / "run")
+
+
+@LOCKS
+def test_a_process_that_is_killed_is_alone_no_more(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, sys, time\nfrom gnnrl_gym.files import alone_in\n"
+        "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(BlockingIOError), alone_in(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+    with alone_in(tmp_path):
+        pass
+
+
+@LOCKS
+def test_a_forked_process_does_not_keep_others_out(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        child = os.fork()
+        if not child:
+            signal.pause()
+    with alone_in(tmp_path):
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 SMALL: dict[str, Any] = {"search_images": 30, "recalibration_images": 16, "device": "cpu"}
