@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 from agents.bogp import ASKED
 from agents.bogp import bogp as run_bogp
 from agents.bogp_record import Question, report
-from agents.cli_common import Device, check_goes_on_alone, console, new_folder, quoted, say
+from agents.cli_common import Device, check_goes_on_alone, console, going_on_by, new_folder, quoted, say
 from agents.run_folder import read_asked
 from gnnrl_gym.relational.masks import SCOPES
 
@@ -52,12 +52,8 @@ def bogp(
 
 
 def _run(question: Question, folder: Path, device: str, resume: bool) -> None:
-    try:
+    more = "" if device == "auto" else f" --device {device}"
+    with going_on_by(f"gnnrl bogp --resume {quoted(folder)}{more}", folder, ASKED):
         result = run_bogp(question, folder, device, progress=True, resume=resume)
-    except KeyboardInterrupt:
-        more = "" if device == "auto" else f" --device {device}"
-        if (folder / ASKED).is_file():
-            say(f"Interrupted. To go on: gnnrl bogp --resume {quoted(folder)}{more}")
-        raise
     console.print(Markdown(report(result)))
     say(f"run folder: {folder}")

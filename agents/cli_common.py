@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from agents.results import FROM_THERE, RESULT, SearchResult, written_by
+from agents.results import FROM_THERE, RESULT, SearchResult, how_to_go_on, written_by
 from gnnrl_gym.zoo.data import data_names
 from gnnrl_gym.zoo.models import model_names
 
@@ -45,6 +47,12 @@ def quoted(folder: Path) -> str:
     return shlex.quote(str(folder))
 
 
+def given(context: typer.Context, name: str) -> bool:
+    """Whether the option `name` stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def check_goes_on_alone(context: typer.Context, folder: Path, *allowed: str) -> None:
     """A run that is gone on with keeps what it was asked.
 
@@ -56,8 +64,7 @@ def check_goes_on_alone(context: typer.Context, folder: Path, *allowed: str) -> 
     """
     for parameter in context.command.params:
         name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in ("resume", *allowed):
+        if given(context, name) and name not in ("resume", *allowed):
             raise ValueError(
                 f"{parameter.opts[0]} can't stand beside --resume {folder}, which goes on as it was begun: leave it "
                 "out, or begin another run without --resume."
@@ -88,12 +95,27 @@ def made_as_begun(kind: str, arguments: dict[str, Any]) -> gym.Env[Any, Any]:
     try:
         return gym.make(kind, **arguments)
     except (ValueError, FileNotFoundError) as error:
-        given = [arguments.get(name) for name in ("data", "weights")]
-        paths = [str(each) for each in given if each not in (None, *data_names())]
+        files = [arguments.get(name) for name in ("data", "weights")]
+        paths = [str(each) for each in files if each not in (None, *data_names())]
         if not any(repr(path) in str(error) and not Path(path).exists() for path in paths):
             raise
         again = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise again(f"{error}. {FROM_THERE}") from error
+
+
+@contextlib.contextmanager
+def going_on_by(command: str, folder: Path, left: str) -> Iterator[None]:
+    """Say where the run is that begins now; and whatever ends it early, with which `command` it goes on, if there is
+    the file `left` in its folder."""
+    say(f"run folder: {folder}")
+    try:
+        yield
+    except FileExistsError:  # it is another run's
+        raise
+    except BaseException as error:
+        if (folder / left).is_file():
+            say(f"{'Interrupted. ' if isinstance(error, KeyboardInterrupt) else ''}To go on: {command}")
+        raise
 
 
 def newest_run() -> Path:
@@ -103,9 +125,11 @@ def newest_run() -> Path:
         FileNotFoundError: there is none.
     """
     found = [path for path in RUNS.glob(f"*/{RESULT}") if written_by(path.parent) not in ("bogp", "train")]
-    if not found:
-        raise FileNotFoundError(f"No run in {str(RUNS)!r}: run `gnnrl search` first, or give a run folder.")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    if found:
+        return max(found, key=lambda path: path.stat().st_mtime).parent
+    if begun := sorted(path for path in RUNS.glob("*") if written_by(path) in ("search", "early")):
+        raise FileNotFoundError(f"No finished run in {str(RUNS)!r}: {how_to_go_on(begun[-1])}, or give a run folder.")
+    raise FileNotFoundError(f"No run in {str(RUNS)!r}: run `gnnrl search` first, or give a run folder.")
 
 
 def show(result: SearchResult) -> None:

@@ -16,6 +16,7 @@ from agents.cli_common import (
     check_goes_on_alone,
     check_has_a_name,
     console,
+    going_on_by,
     made_as_begun,
     new_folder,
     quoted,
@@ -91,12 +92,9 @@ def _go_on(folder: Path) -> None:
 
 
 def _run(env: gym.Env[Any, Any], folder: Path, **asked: Any) -> None:
-    try:
-        _show(run_early(env, out=folder, progress=True, **asked))
-    except KeyboardInterrupt:
-        if folder.exists():  # nothing is left of a run that had not scored anything
-            say(f"Interrupted. To go on: gnnrl early --resume {quoted(folder)}")
-        raise
+    with going_on_by(f"gnnrl early --resume {quoted(folder)}", folder, ASKED):
+        result = run_early(env, out=folder, progress=True, **asked)
+    _show(result)
 
 
 def _show(result: SearchResult) -> None:

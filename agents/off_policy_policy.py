@@ -35,9 +35,11 @@ class NodeActor(nn.Module):
         decisions: D.
         arch, activation: hidden layers, shared by all nodes.
         start: what the untrained network answers, nearly; padding always.
-        node_bias: a free offset per decision position.
+        node_bias: a free offset per decision position; without, nothing that is saved depends on D.
         relative: what all decisions have in common is taken off.
     """
+
+    offset: Tensor  # [D]
 
     def __init__(
         self, hidden: int, decisions: int, arch: list[int], activation: type[nn.Module], start: float, node_bias: bool,
@@ -46,7 +48,7 @@ class NodeActor(nn.Module):
         super().__init__()
         self.hidden, self.start, self.relative = hidden, start, relative
         self.net = nn.Sequential(*create_mlp(2 * hidden, 1, arch, activation))
-        self.offset = nn.Parameter(torch.zeros(decisions), requires_grad=node_bias)
+        _set_by_position(self, "offset", torch.zeros(decisions), node_bias)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
         nn.init.orthogonal_(last.weight, 0.01)
@@ -70,12 +72,15 @@ class NodeCritic(nn.Module):
             position.
     """
 
+    place: Tensor  # [D, PLACE]
+
     def __init__(
         self, hidden: int, decisions: int, arch: list[int], activation: type[nn.Module], node_bias: bool
     ) -> None:
         super().__init__()
         self.hidden, self.decisions = hidden, decisions
-        self.place = nn.Parameter(torch.randn(decisions, PLACE) * node_bias, requires_grad=node_bias)
+        places = torch.randn(decisions, PLACE) if node_bias else torch.zeros(decisions, PLACE)
+        _set_by_position(self, "place", places, node_bias)
         self.node = nn.Sequential(*create_mlp(hidden + PLACE + 1, -1, arch, activation))
         width = [hidden + PLACE + 1, *arch][-1]
         self.value = nn.Sequential(*create_mlp(width + hidden, 1, arch, activation))
@@ -91,6 +96,14 @@ class NodeCritic(nn.Module):
         return self.value(torch.cat([mean, whole], dim=1))
 
 
+def _set_by_position(module: nn.Module, name: str, values: Tensor, learned: bool) -> None:
+    """Where they are not learned, `values` are no part of what is saved, so that the rest fits graphs of any size."""
+    if learned:
+        module.register_parameter(name, nn.Parameter(values))
+    else:
+        module.register_buffer(name, values, persistent=False)
+
+
 def real_decisions(nodes: Tensor) -> Tensor:
     """Which decisions [B, D] are no padding, from their embeddings [B, D, H]: those of padding are exactly zero."""
     return (nodes != 0).any(2)
@@ -101,7 +114,8 @@ class _GraphNetworks:
 
     Args:
         node_bias: decision positions differ in more than their features. Only sensible where the network to prune is
-            always the same.
+            always the same. Without, no parameter depends on the size of the graph, so `load_state_dict` moves a policy
+            to another one.
         initial_mean: action of the untrained policy, in (-1, 1).
         relative: the mean over the decisions, before the squashing, stays that of `initial_mean`. Only sensible where
             what all components have in common does not matter, as with plans that land on a budget: a deterministic

@@ -83,7 +83,7 @@ class GraphPolicy(ActorCriticPolicy):
     """Policy for PPO and A2C on the observations of `gnnrl_gym.wrappers.PadGraph`.
 
     Example:
-        >>> PPO(GraphPolicy, make_sb3_env(gym.make("GNNRL-Prune-v0")))
+        >>> PPO(GraphPolicy, make_sb3_env(gym.make("GNNRL-Prune-v0")), gamma=1.0)
 
     The off-policy algorithms have policies of their own, `GraphTD3Policy` (DDPG, TD3) and `GraphSACPolicy`.
 

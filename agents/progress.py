@@ -36,6 +36,6 @@ class Progress:
         self._say()
 
     def _say(self) -> None:
-        if self._plain and self._unsaid:
-            print(f"{self._head}{self._done}/{self._total} {self._unit}s, {self._unsaid}", file=sys.stderr, flush=True)
-        self._unsaid = ""
+        text, self._unsaid = self._unsaid, ""  # before: an interruption may come right after the line
+        if self._plain and text:
+            print(f"{self._head}{self._done}/{self._total} {self._unit}s, {text}", file=sys.stderr, flush=True)

@@ -37,8 +37,15 @@ def make_sb3_env(
 
     Raises:
         TypeError, ValueError: as in `PadGraph`.
-        ValueError: actions without bounds, with equal ones, or whole ones.
+        ValueError: actions without bounds, with equal ones, or whole ones; `GNNRL-Mask-v0` or `GNNRL-Relational-v0`,
+            whose actions are of something else than nodes.
     """
+    if not getattr(env.unwrapped, "acts_on_nodes", True):
+        raise ValueError(
+            f"No component of an action of {type(env.unwrapped).__name__} acts on a node, so the graph policies don't "
+            "fit: masks are searched by `gnnrl early`, relational graphs by `gnnrl bogp`. For a policy of your own pad "
+            "the graph with gnnrl_gym.wrappers.PadGraph."
+        )
     padded = PadGraph(env, max_nodes, max_edges, max_decisions)
     box: Any = padded.action_space
     if not (box.is_bounded() and np.issubdtype(box.dtype, np.floating) and (box.low < box.high).all()):

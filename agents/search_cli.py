@@ -16,13 +16,15 @@ from agents.cli_common import (
     check_goes_on_alone,
     check_has_a_name,
     console,
+    given,
+    going_on_by,
     made_as_begun,
     new_folder,
     quoted,
     say,
     show,
 )
-from agents.recorder import LATENCIES
+from agents.recorder import LATENCIES, LOG
 from agents.refine import finetune_run
 from agents.results import environment_arguments
 from agents.run_folder import free_folder, read_asked
@@ -82,6 +84,8 @@ def search(
         check_goes_on_alone(context, resume, "finetune", "workers", "ray")
         _go_on(resume, finetune, workers=workers, ray=ray)
         return
+    if given(context, "metric") and any("=" in text for text in budget or []):
+        raise typer.BadParameter("--metric is for a plain --budget: name the metrics in --budget alone.")
     if data is None and model != DIGITS:
         raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
     start = None if policy == "none" else policy
@@ -113,22 +117,22 @@ def _run(env: gym.Env[Any, Any], folder: Path, finetune: int, **asked: Any) -> N
     inner: PruneEnv = env.unwrapped  # type: ignore[assignment]
     device = inner.arguments["device"]
     _say_what_is_pruned(inner, asked["evaluations"])
-    later = f"To go on: gnnrl search --resume {quoted(folder)} --finetune {finetune}"
-    try:
+    again = f"gnnrl search --resume {quoted(folder)} --finetune {finetune}"
+    with going_on_by(again, folder, LOG):
         result = run_search(env, **asked, out=folder, progress=True)
-    except KeyboardInterrupt:
-        if folder.exists():  # nothing is left of a run that had not scored anything
-            say(f"Interrupted. {later}")
-        raise
-    if result.interrupted:
-        say(f"Interrupted: this is the best so far. {later}")
+    stopped = result.interrupted
+    if stopped:
+        say(f"Interrupted: this is the best so far. To go on: {again}")
     elif finetune:
         try:
             result = finetune_run(folder, finetune, device=device, seed=result.seed)
         except KeyboardInterrupt:
+            stopped = True
             again = f"gnnrl finetune {quoted(folder)} --epochs {finetune} --seed {result.seed} --device {device}"
             say(f"Fine-tuning stopped. It goes on after its last whole epoch: {again}")
     show(result)
+    if stopped:
+        raise typer.Exit(130)  # as a shell expects of Ctrl-C: what was to come next does not begin
 
 
 def _say_what_is_pruned(env: PruneEnv, evaluations: int) -> None:

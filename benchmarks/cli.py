@@ -44,7 +44,10 @@ def bench(
     for name in names or []:
         typer.echo(f"{name}: {known[name].measure(options, out)}")
     if tables:
-        for page in (path for place in PAGES for path in _pages(Path(place))):
+        pages = [path for place in PAGES for path in _pages(Path(place))]
+        if not pages:
+            raise FileNotFoundError(f"No {' or '.join(PAGES)} here: run --tables in the repository.")
+        for page in pages:
             typer.echo(f"{page}: {rebuild(page, out)} tables")
         for picture in draw(PICTURES, out):
             typer.echo(str(picture))

@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.errors import MissingExtra, UnsupportedOperation
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.pruning.draws import gpus_of, seeded
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
 from gnnrl_gym.pruning.sparsity import CHANNELS, make_network
 from gnnrl_gym.zoo.state_dicts import load_into, why_unreadable
@@ -196,7 +198,7 @@ def export_onnx(module: nn.Module, example_input: Example, path: str | os.PathLi
         example_input: as for `export_program`.
 
     Returns:
-        Whether it was checked so.
+        Whether it was checked so; what draws random numbers never is.
 
     Raises:
         MissingExtra: onnx or onnxscript is missing.
@@ -207,7 +209,8 @@ def export_onnx(module: nn.Module, example_input: Example, path: str | os.PathLi
     module = copy_of(module).cpu()  # ONNX knows no devices, and a GPU rounds otherwise
     example_input = tree_map_only(Tensor, Tensor.cpu, example_input)
     args = _arguments(example_input)
-    exported, checked = _exported(module, args), find_spec("onnxruntime") is not None
+    exported = _exported(module, args)
+    checked = find_spec("onnxruntime") is not None and not _draws(module, args)  # which draws in its own way
     try:
         # the shapes again: the exporter names the batch dimension by them
         program = torch.onnx.export(exported, dynamo=True, dynamic_shapes=_any_batch(module, args), verbose=False)
@@ -231,7 +234,7 @@ def _onnx_runner(content: bytes) -> Callable[..., Any]:
     names = [value.name for value in session.get_inputs()]
 
     def run(*args: Any) -> Any:
-        tensors = [value.numpy() for value in args if isinstance(value, Tensor)]
+        tensors = [value.numpy() for value in tree_leaves(args) if isinstance(value, Tensor)]
         return [torch.from_numpy(found) for found in session.run(None, dict(zip(names, tensors, strict=True)))]
 
     return run
@@ -251,7 +254,7 @@ def _exported(module: nn.Module, args: tuple[Any, ...]) -> torch.export.Exported
 def _any_batch(module: nn.Module, args: tuple[Any, ...]) -> Any:
     """The dimensions that are the batch, nested as the forward takes its arguments: those of `*args` are one tuple."""
     batch = torch.export.Dim("batch", min=1)
-    shapes = ({0: batch} if isinstance(value, Tensor) and value.dim() else None for value in args)
+    shapes = tree_map(lambda value: {0: batch} if isinstance(value, Tensor) and value.dim() else None, args)
     return tuple(inspect.signature(module.forward).bind(*shapes).arguments.values())
 
 
@@ -259,11 +262,11 @@ def _arguments(example_input: Example, batch: int = 2) -> tuple[Any, ...]:
     """The example with `batch` samples, floats replaced by seeded noise: zeros would look alike anywhere. (A batch of
     one can't be exported as any: torch.export takes sizes of one for constants.)"""
     args = example_input if isinstance(example_input, tuple) else (example_input,)
-    return tuple(_samples(value, batch) for value in args)
+    return tuple(tree_map_only(Tensor, partial(_samples, batch=batch), args))
 
 
-def _samples(value: Any, batch: int) -> Any:
-    if not isinstance(value, Tensor) or not value.dim():
+def _samples(value: Tensor, batch: int) -> Tensor:
+    if not value.dim():
         return value
     shape = (batch, *value.shape[1:])
     if not value.is_floating_point():
@@ -271,14 +274,28 @@ def _samples(value: Any, batch: int) -> Any:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(value)
 
 
-@torch.no_grad()
 def _check_same(module: nn.Module, program: Callable[..., Any], args: tuple[Any, ...]) -> None:
     with _evaluating(module):
-        expected = [value for value in tree_leaves(module(*cloned(args))) if isinstance(value, Tensor)]
-    found = [value for value in tree_leaves(program(*cloned(args))) if isinstance(value, Tensor)]
-    same = len(found) == len(expected) and all(map(_close, found, expected))
-    if not same:
+        expected = _answer(module, args)
+    if not _alike(_answer(program, args), expected):
         raise UnsupportedOperation(f"The exported {type(module).__name__} computes something else: it was not written.")
+
+
+def _draws(module: nn.Module, args: tuple[Any, ...]) -> bool:
+    """Whether it gives something else each time, in eval mode."""
+    with _evaluating(module):
+        return not _alike(*(_answer(module, args, seed) for seed in (0, 1)))
+
+
+@torch.no_grad()
+def _answer(module: Callable[..., Any], args: tuple[Any, ...], seed: int = 0) -> list[Tensor]:
+    """The tensors that it returns, whatever it draws by this seed."""
+    with seeded(gpus_of(args), seed):
+        return [value for value in tree_leaves(module(*cloned(args))) if isinstance(value, Tensor)]
+
+
+def _alike(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(found) == len(expected) and all(map(_close, found, expected))
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

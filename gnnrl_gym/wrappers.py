@@ -63,9 +63,10 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Args:
         env: an environment with a `Graph(Box(F,), Box(E,) or None)` observation and a `Box(A,)` action.
-        max_nodes: `N`. Default: `env.unwrapped.max_nodes`, else the size of one `env.reset()` graph.
-        max_edges: `M`. Default: `env.unwrapped.max_edges`, else as above; at least 1.
-        max_decisions: `D`. Default: `env.unwrapped.max_decisions`, else `env.action_space.shape[0]`.
+        max_nodes: `N`. Default: the attribute `max_nodes` of the environment or of a wrapper in `env`, else the size of
+            one `env.reset()` graph.
+        max_edges: `M`. Default: their `max_edges`, else as above; at least 1.
+        max_decisions: `D`. Default: their `max_decisions`, else `env.action_space.shape[0]`.
 
     Raises:
         TypeError: the spaces of `env` are of another kind.
@@ -95,8 +96,8 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     @property
     def levels(self) -> int:
-        """Number of levels of the hierarchy; 1 where the environment declares none."""
-        return int(getattr(self.env.unwrapped, "levels", 1))
+        """Number of levels of the hierarchy; 1 where neither the environment nor a wrapper in here declares any."""
+        return int(_declared(self.env, "levels", 1))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Padded, dict[str, Any]]:
         """Reset the inner environment and pad its observation."""
@@ -233,14 +234,18 @@ def _checked_spaces(env: gym.Env[Any, Any]) -> tuple[spaces.Graph, spaces.Box]:
     return graph, action
 
 
+def _declared(env: gym.Env[Any, Any], name: str, default: Any = None) -> Any:
+    """What the outermost wrapper says that has the attribute `name`, else the environment."""
+    return env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else default
+
+
 def _maxima(
     env: gym.Env[Any, Any], action: spaces.Box, nodes: int | None, edges: int | None, decisions: int | None
 ) -> tuple[int, int, int]:
     """Resolve the three maxima: the argument, else what the environment declares, else one observation."""
-    declared = env.unwrapped
-    nodes = getattr(declared, "max_nodes", None) if nodes is None else nodes
-    edges = getattr(declared, "max_edges", None) if edges is None else edges
-    decisions = getattr(declared, "max_decisions", None) if decisions is None else decisions
+    nodes = _declared(env, "max_nodes") if nodes is None else nodes
+    edges = _declared(env, "max_edges") if edges is None else edges
+    decisions = _declared(env, "max_decisions") if decisions is None else decisions
     if nodes is None or edges is None:
         graph, _ = env.reset()
         nodes = len(graph.nodes) if nodes is None else nodes

@@ -221,6 +221,12 @@ def test_a_record_names_the_machine_and_versions_of_its_runs(tmp_path: Path, mon
     assert (written["machine"], written["versions"]) == ("another", {"torch": "2.0 and 2.1"})
 
 
+def test_tables_without_pages_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"No README\.md or docs here: run --tables in the repository"):
+        bench(tables=True, methods="", out=Path("out"), runs=Path("runs"))
+
+
 def test_tables_are_made_of_the_records_in_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("README.md").write_text("<!-- table: bogp-retrieval -->\nold\n<!-- end of table -->\n")

@@ -365,3 +365,13 @@ def test_budgets_on_the_command_line() -> None:
     for wrong in (["half"], ["macs:0.5"], ["macs=0.5", "0.3"], ["macs=a"], ["macs=0.5", "macs=0.4"], [""]):
         with pytest.raises(ValueError, match="--budget"):
             _budget(wrong)
+
+
+@pytest.mark.parametrize("settings", [{}, {"floor": 0.31}, {"metric": "params"}, {"metric": "memory", "floor": 0.7}])
+def test_the_least_budget_that_is_said_is_enough(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"can't be met: .* at least 0\.\d+") as said:
+        gym.make("GNNRL-Prune-v0", **SMALL, **settings, budget=1e-6)
+    least = float(str(said.value).split("at least ")[1].split(",")[0])
+    gym.make("GNNRL-Prune-v0", **SMALL, **settings, budget=least)
+    with pytest.raises(ValueError, match="can't be met"):
+        gym.make("GNNRL-Prune-v0", **SMALL, **settings, budget=least - 1e-4)

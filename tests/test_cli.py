@@ -352,7 +352,7 @@ def test_interrupted_fine_tuning_keeps_the_search(
 ) -> None:
     monkeypatch.setattr("agents.search_cli.finetune_run", interrupted)
     code, out, _ = shell(*small(tmp_path / "run", "--finetune", 1))
-    assert code == 0 and "Fine-tuning stopped" in out
+    assert code == 130 and "Fine-tuning stopped" in out  # so that a shell does not go on
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["search_accuracy"] > 0 and record["finetuned_accuracy"] is None
 
@@ -408,7 +408,7 @@ def test_interrupted_search_goes_on_with_the_epochs_that_were_asked(
         patched.setitem(SEARCHERS, "random", after_one(SEARCHERS["random"]))
         code, out, _ = shell(*small(tmp_path / "a run", "--finetune", 0))
     hint = re.search(r"gnnrl (search --resume .+ --finetune \d+)", out)
-    assert code == 0 and hint is not None
+    assert code == 130 and hint is not None
     code, out, _ = shell(*shlex.split(hint[1]))  # as a shell does
     record = json.loads((tmp_path / "a run" / "result.json").read_text())
     assert code == 0 and record["evaluations"] == 3
@@ -428,6 +428,35 @@ def test_a_search_that_is_interrupted_before_a_plan_within_the_budget_says_how_i
     monkeypatch.setitem(SEARCHERS, "random", interrupted)
     code, out, _ = shell(*small(tmp_path / "other"))
     assert code == 130 and "To go on" not in out and not (tmp_path / "other").exists()
+
+
+def test_a_search_that_fails_says_where_it_is_and_how_it_goes_on(
+    tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["agents.search"], "save_slim", full)
+        code, out, err = shell(*small(tmp_path / "run", "--finetune", 0))
+    assert code == 2 and "No space left" in err and f"run folder: {tmp_path / 'run'}" in out
+    hint = re.search(r"To go on: gnnrl (search --resume .+ --finetune 0)", out)
+    assert hint is not None and "Interrupted" not in out
+    assert shell(*shlex.split(hint[1]))[0] == 0
+
+
+def test_a_run_that_is_not_finished_is_found(tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["agents.search"], "save_slim", interrupted)
+    shell(*small(Path("runs") / "cut", "--finetune", 0))
+    for command in ("evaluate", "finetune", "report"):
+        code, _, err = shell(command)
+        assert code == 2 and "No finished run in 'runs': go on with gnnrl search --resume runs/cut" in err
+
+
+def test_a_metric_beside_named_budgets_is_refused(shell: Shell) -> None:
+    code, _, err = shell("search", "--budget", "macs=0.5", "--metric", "params")
+    assert code == 2 and "name the metrics in --budget alone" in " ".join(err.split())
 
 
 def test_search_first_says_how_good_the_dense_network_is(shell: Shell, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import builtins
 import importlib.util
 import os
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,20 @@ def test_inputs_of_integers_stay_what_they_are(tmp_path: Path) -> None:
         export_onnx(module, words, tmp_path / "words.onnx")
 
 
+class Nested(nn.Linear):
+    def forward(self, inputs: dict[str, Any], more: list[Tensor]) -> Tensor:
+        return super().forward(inputs["x"] + more[0]) * inputs["scale"]
+
+
+def test_nested_inputs(tmp_path: Path) -> None:
+    def inputs(batch: int) -> tuple[Any, ...]:
+        return {"x": images(batch, 4), "scale": 2.0}, [images(batch, 4, seed=1)]
+
+    module = Nested(4, 2)
+    export_program(module, inputs(1), tmp_path / "nested.pt2")
+    assert_close([torch.export.load(tmp_path / "nested.pt2").module()(*inputs(5))], outputs(module, *inputs(5)))
+
+
 class AnyNumber(nn.Linear):
     def forward(self, *inputs: Tensor, scale: float = 1.0) -> Tensor:
         return super().forward(sum(inputs)) * scale  # type: ignore[arg-type]
@@ -363,7 +378,7 @@ class Chance(nn.Module):
     """Never answers the same, and so as no program does."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rand_like(x)
+        return x * random.random()
 
 
 @pytest.mark.parametrize(("module", "message"), [(FixedBatch(), "any batch size"), (Chance(), "something else")])

@@ -117,6 +117,15 @@ class Cosine(Small):
         return nn.functional.linear(nn.functional.normalize(y), nn.functional.normalize(self.head.weight))
 
 
+class PlainScale(Small):
+    """A tensor that is neither parameter nor buffer, and as long as channels that it meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.rand(1, 8, 1, 1)
+        self.mixer = Mixer(lambda x: x * self.scale)
+
+
 class Quantisable(Small):
     """Adds by a module, which a quantised network replaces: until then it is plain arithmetic."""
 
@@ -224,6 +233,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "weights are infinite": (lambda: poisoned(-float("inf")), X, r"'second\.weight' holds NaN or infinity: load"),
     "weights of inference mode": (made_in_inference_mode, X, r"'first\.weight' .*inference_mode: build .* outside"),
     "ScriptModule": (lambda: torch.jit.trace(nn.Conv2d(3, 4, 3), X), X, "ScriptModule: pass the nn.Module"),
+    "exported program": (
+        lambda: torch.export.export(Small(), (X,)).module(), X, "GraphModule '' is an exported program: pass the nn.M"
+    ),
     "DataParallel": (lambda: nn.DataParallel(Small()), X, r"DataParallel .* pass its \.module"),
     "quantised": (quantised, images(2, 8), "Linear '0' is quantised: prune the floating-point network"),
     "holds a lock": (lambda: changed(lambda m: setattr(m, "lock", threading.Lock())), X, "can't be copied.*locks"),
@@ -285,6 +297,7 @@ ODD: dict[str, tuple[Callable[[], Any], Any, list[int], list[str]]] = {
         X, [6], [r"_weight_norm in 'first\.parametrizations\.weight\.0'", r"conv2d in 'first'"],
     ),
     "frozen weights": (lambda: Small().requires_grad_(False), X, [8, 6], []),
+    "a plain tensor": (PlainScale, X, [6], [r"the tensor 'scale' \(make it a buffer\)"]),
     "unused parameter": (lambda: changed(lambda m: setattr(m, "idle", nn.Parameter(torch.zeros(3)))), X, [8, 6], []),
     "output of a dictionary": (lambda: Small(after=lambda y: {"scores": y, "name": "odd"}), X, [8, 6], []),
     "a number of channels": (

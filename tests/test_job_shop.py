@@ -381,6 +381,17 @@ def test_charts_show_every_operation() -> None:
 # ---- agents -----------------------------------------------------------------------------------------------------
 
 
+def test_problems_of_several_sizes_share_a_space_of_one_size() -> None:
+    largest = graph_sizes(5, 2, 2)
+    sizes = {"max_nodes": largest[0], "max_edges": largest[1], "max_decisions": 5}
+    makers = [lambda jobs=jobs: make_sb3_env(gym.make(ID, jobs=jobs, machines=2), **sizes) for jobs in (3, 5)]
+    envs = gym.vector.SyncVectorEnv(makers)  # which refuses other spaces
+    assert envs.reset(seed=0)[0]["decision_mask"].sum(1).tolist() == [3, 5]
+    agent = PPO(GraphPolicy, makers[0](), n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(16)
+    agent.set_env(makers[1]())
+    agent.learn(16)
+
+
 def test_agents_plug_in_and_move_to_larger_problems() -> None:
     small, large = (make_sb3_env(gym.make(ID, jobs=jobs, machines=2)) for jobs in (3, 5))
     agent = PPO(GraphPolicy, small, n_steps=32, batch_size=16, n_epochs=1, seed=0, device="cpu").learn(32)

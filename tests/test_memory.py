@@ -125,6 +125,22 @@ def test_memory_by_hand() -> None:
     assert network.memory(widths) == 4 * 64 * (3 + 2 + 2 + 2)
 
 
+class Growing(nn.Module):
+    """Begins with a tensor of nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.cat([x.new_zeros(len(x), 0), self.first(x)], 1))
+
+
+def test_empty_tensors_take_nothing() -> None:
+    network = PrunableNetwork(Growing(), images(1, 4))
+    assert network.memory([3]) == 4 * (4 + 3 + 3)
+
+
 def test_memory_never_rises_when_a_width_falls() -> None:
     network = PrunableNetwork(Concatenating(), images(1, 3, 16, 16))
     for plan in random_plans(network, 20):

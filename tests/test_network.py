@@ -310,6 +310,67 @@ def test_a_number_in_the_forward_names_the_network_and_the_mend() -> None:
     assert len(mended.widths) == len(held.widths) + 1
 
 
+class _Reading(nn.Module):
+    """Reads columns of a small image as words, by a recurrent layer."""
+
+    def __init__(self, kind: Any, **settings: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.hidden = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 5, 1)
+        self.words, self.head = kind(5, 7, batch_first=True, **settings), nn.Linear(7 * (1 + len(settings) // 2), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.hidden(self.conv(x).relu()).mean(2).transpose(1, 2)
+        return self.head(self.words(x)[0][:, -1])
+
+
+@pytest.mark.filterwarnings("ignore:No channel rule:UserWarning")
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("both", [False, True])
+def test_recurrent_layers_cost_their_matrices(kind: Any, gates: int, both: bool) -> None:
+    """Torch's counter passes over what a library computes at once."""
+    settings = {"bidirectional": True, "num_layers": 2} if both else {}
+    x = images(2, 1, 8, 4)
+    network = PrunableNetwork(_Reading(kind, **settings), x)
+    first = gates * 7 * (5 + 7)
+    recurrent = 2 * first + 2 * gates * 7 * (2 * 7 + 7) if both else first
+    for width in (6, 3):
+        layers = 8 * 4 * width * (9 + 5)
+        assert network.macs([width]) == 2 * (layers + 4 * recurrent + 7 * (1 + both) * 3)
+
+
+class _Optional(nn.Module):
+    """Layers that the example leads past: an auxiliary output, a branch on the size, a method beside the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 4)
+        self.aux, self.more, self.scale = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 3), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor, aux: bool = False) -> Any:
+        x = self.a(x).relu()
+        y = (self.b(x) if x.shape[-1] < 8 else self.more(x)).relu()
+        y = self.head(y.mean((2, 3)))
+        return (y, self.aux(x)) if aux else y
+
+
+@pytest.mark.parametrize(
+    ("example", "named"),
+    [
+        ((images(1, 3, 8, 8),), "'aux.weight' and 1 more"),
+        ((images(1, 3, 8, 8), True), "'more.weight'"),
+        ((images(1, 3, 12, 12), True), "'b.weight'"),
+    ],
+)
+def test_layers_that_the_example_does_not_reach_are_named(example: Any, named: str) -> None:
+    with pytest.warns(
+        UserWarning, match=f"_Optional does not reach {named} on the example input: it stays as it is"
+    ) as said:
+        network = PrunableNetwork(_Optional(), example)
+    assert len(said) == 1
+    network.slim(network.widths // 2)(*example)
+
+
 def test_parts_of_the_package_come_when_they_are_asked_for() -> None:
     code = (
         "import sys, gnnrl_gym; assert 'gnnrl_gym.export' not in sys.modules; gnnrl_gym.export.export_onnx; "

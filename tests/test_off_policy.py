@@ -144,6 +144,22 @@ def test_saved_and_loaded_answers_the_same(name: str, tmp_path: Path) -> None:
 
 
 @EACH
+def test_without_node_biases_it_moves_to_graphs_of_another_size(name: str) -> None:
+    small, (observations, real) = make_agent(name), batch(3)
+    sizes = {"max_nodes": 30, "max_edges": 50, "max_decisions": 7}
+    larger = make_sb3_env(ToyGraphEnv(1, (2, 4)), **sizes)
+    policy = {**SMALL, "node_bias": False}
+    large = make_off_policy(ALGORITHMS[name], larger, 400, device="cpu", policy_kwargs=policy, seed=5)
+    large.policy.load_state_dict(small.policy.state_dict())
+    for seed in range(3):
+        graph = {key: part[seed].numpy() for key, part in observations.items()}
+        padded = larger.reset(seed=seed)[0]
+        found, expected = (agent.predict(x, deterministic=True)[0] for agent, x in ((large, padded), (small, graph)))
+        count = int(real[seed].sum())
+        np.testing.assert_allclose(found[:count], expected[:count], atol=1e-6)
+
+
+@EACH
 def test_layers_of_actor_and_critic_and_the_buffer_may_be_given(name: str) -> None:
     agent: Any = make_agent(name, {"net_arch": {"pi": [8], "qf": [24, 16]}}, buffer_size=50)
     actor = agent.actor.mu if name == "sac" else agent.actor.mu[0]

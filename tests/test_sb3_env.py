@@ -53,6 +53,12 @@ def test_its_specification_can_be_written_down() -> None:
     assert env.spec is not None and "PadGraph" in env.spec.to_json()
 
 
+@pytest.mark.parametrize(("name", "settings"), [("GNNRL-Mask-v0", {}), ("GNNRL-Relational-v0", {"pool_size": 4})])
+def test_actions_on_no_node_are_refused(name: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"No component of an action of \w+Env acts on a node, .* `gnnrl bogp`"):
+        make_sb3_env(gym.make(name, **settings))
+
+
 def test_out_of_steps_is_an_end_without_a_value_behind_it() -> None:
     env = make_sb3_env(gym.make("GNNRL-Prune-v0", max_steps=2, search_images=20))
     env.reset(seed=0)

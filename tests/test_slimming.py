@@ -80,6 +80,18 @@ def test_a_network_that_was_converted_is_cut_as_it_is_now() -> None:
         assert_close(outputs(slim, X.double()), outputs(network.mask(plan), X.double()), 1e-9)
 
 
+@pytest.mark.parametrize(("kind", "form"), [(2, torch.channels_last), (3, torch.channels_last_3d)])
+def test_channels_stay_last_in_memory(kind: int, form: torch.memory_format) -> None:
+    convolution = {2: nn.Conv2d, 3: nn.Conv3d}[kind]
+    model = nn.Sequential(convolution(3, 8, 3), nn.ReLU(), convolution(8, 4, 3))
+    x = images(1, 3, *[6] * kind)
+    for last in (True, False):
+        network = PrunableNetwork(model.to(memory_format=form if last else torch.contiguous_format), x)
+        for plan in ([5], [8]):
+            slim: Any = network.slim(plan)
+            assert [slim[i].weight.is_contiguous(memory_format=form) for i in (0, 2)] == [last, last]
+
+
 def test_a_buffer_that_training_reassigned_is_cut() -> None:
     model = convolutions()
     model[1] = RunningMean(8)

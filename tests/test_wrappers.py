@@ -101,6 +101,19 @@ def test_maxima_come_from_the_environment_or_from_one_graph() -> None:
     assert PadGraph(declared, max_nodes=20).max_nodes == 20
 
 
+def test_a_wrapper_may_declare_them() -> None:
+    """Often it is a wrapper that makes a graph of somebody else's observation."""
+
+    class Adapter(gym.Wrapper[Any, Any, Any, Any]):
+        levels, max_nodes, max_edges, max_decisions = 5, 11, 13, 4
+
+    toy = ToyGraphEnv(5, others=(4, 4))
+    toy.levels = 5
+    env = PadGraph(gym.Wrapper(Adapter(toy)))
+    assert (env.max_nodes, env.max_edges, env.max_decisions, env.levels) == (11, 13, 4, 5)
+    assert getattr(env.observation_space, "levels", None) == 5
+
+
 @pytest.mark.parametrize("features, links", [(0, True), (0, False), (2, False)])
 def test_graphs_without_edges_or_edge_features(features: int, links: bool) -> None:
     env = PadGraph(ToyGraphEnv(others=(4, 4), edge_features=features, links=links))

@@ -163,6 +163,19 @@ def test_a_folder_with_three_parts_searches_with_val(folder: Path) -> None:
         load_data(folder)
 
 
+def test_hidden_files_and_folders_are_passed_over(folder: Path) -> None:
+    """Which systems and notebooks leave."""
+    before = load_data(folder, image_size=16)
+    for part in ("train", "val"):
+        (folder / part / ".ipynb_checkpoints").mkdir()
+        (folder / part / "class1" / "._0.png").write_bytes(b"no image")
+    after = load_data(folder, image_size=16)
+    assert [len(part) for part in (after.train, after.search, after.test)] == [
+        len(part) for part in (before.train, before.search, before.test)
+    ]
+    assert torch.equal(after.train.tensors()[0], before.train.tensors()[0])
+
+
 def test_folder_is_read_when_asked_for(folder: Path) -> None:
     data = load_data(folder, image_size=16)
     (folder / "val" / "class1" / "0.png").write_bytes(b"broken")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
@@ -80,6 +81,11 @@ class Meter:
             least = self.ratio(metric, floors)
             if not least <= budget:
                 raise ValueError(
-                    f"budget={budget} can't be met: it must be below 1 and at least {least:.4f}, the {metric} share "
+                    f"budget={budget} can't be met: it must be below 1 and at least {_up(least)}, the {metric} share "
                     "that is left at the floors. Lower `floor` or `round_to`, or raise `budget`."
                 )
+
+
+def _up(share: float) -> float:
+    """To four digits, and not below: what is said to suffice must."""
+    return math.ceil(share * 1e4) / 1e4

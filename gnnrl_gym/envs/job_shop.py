@@ -82,9 +82,8 @@ class JobShopEnv(gym.Env[spaces.GraphInstance, Any]):
         self.shape = (jobs, machines, machines) if problem is None else problem.shape
         self.schedule: Schedule | None = None
         self.max_nodes, self.max_edges = graph_sizes(*self.shape)
-        most = float(np.prod(self.shape[:2]))  # no time is longer than all operations one after the other
         self.observation_space = spaces.Graph(
-            spaces.Box(0.0, most, (len(NODE_FEATURES),), np.float32),
+            spaces.Box(0.0, np.inf, (len(NODE_FEATURES),), np.float32),
             spaces.Box(0.0, 1.0, (len(EDGE_FEATURES),), np.float32),
         )
         self.action_space: spaces.Box = spaces.Box(0.0, 1.0, (self.shape[0],), np.float32)

@@ -93,6 +93,7 @@ class MaskEnv(NetworkEnv, EzPickle):
 
     evaluator: MaskEvaluator
     plan_key = "mask"  # where `info` has it
+    acts_on_nodes = False
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class PoolEnv(gym.Env[spaces.GraphInstance, Any]):
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}
     plan_key = "graph"  # where `info` has the plan
+    acts_on_nodes = False
 
     def __init__(self, pool: GraphPool, action: str = "descriptors", render_mode: str | None = None) -> None:
         check_choice("action", action, ACTIONS)

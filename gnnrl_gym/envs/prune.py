@@ -57,10 +57,12 @@ class PruneEnv(NetworkEnv, EzPickle):
     `Box(0, 1, (A,))`: pruning ratios; component i acts on node i.
 
     ## Reward
-    0 until the end; then minus the Top-1 error on the search split, in [-1, 0]. -1 when the steps run out.
+    0 until the end; then minus the Top-1 error on the search split, in [-1, 0]. -1 when the steps run out. Learn with a
+    discount of 1 (`gamma=1.0`), or `max_steps=1`: a loss that is put off counts less under any other.
 
     ## Episode End
-    Terminated when the cost is within the budget. Truncated after `max_steps` steps without that.
+    Terminated when the cost is within the budget. Truncated after `max_steps` steps without that; how many are left is
+    not part of the observation.
     With `landing="exact"` an action that would cross the budget is scaled back, so the episode lands on the largest
     cost on its way that is not above it; with `landing="free"` it is not (the published behaviour).
 

@@ -6,7 +6,7 @@ from dataclasses import is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -164,6 +164,8 @@ def _check_kind(path: str, module: nn.Module) -> None:
     kind = f"{type(module).__name__} '{path}'"
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedOperation(f"{kind} is a ScriptModule: pass the nn.Module that it was made from.")
+    if isinstance(module, fx.GraphModule) and "train" in vars(module):  # which torch.export lets raise
+        raise UnsupportedOperation(f"{kind} is an exported program: pass the nn.Module that it was made from.")
     place, name = type(module).__module__, type(module).__name__
     if place.startswith("torch.") and ".quantized" in place and name not in _FLOATING:
         raise UnsupportedOperation(

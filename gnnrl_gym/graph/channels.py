@@ -9,6 +9,7 @@ flattening and channel shuffles need no special case: they move the ids as they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -232,7 +233,7 @@ def propagate(
     counted = len(channels.products) if into else None
     for node in trace.graph.nodes:
         if node.op == "placeholder":
-            channels.values[node] = _operand(trace, node)
+            channels.values[node] = _operand(channels, trace, node)
         elif node.op == "call_function":
             channels.values[node] = _apply(channels, node, strict)
         elif node.op == "output":
@@ -244,9 +245,11 @@ def propagate(
     return channels
 
 
-def _operand(trace: Trace, node: fx.Node) -> Any:
+def _operand(channels: Channels, trace: Trace, node: fx.Node) -> Any:
     if node.name in trace.tensors:
         return Weight(trace.tensors[node.name], shape_of(node))
+    if node.name in trace.constants and max(shape_of(node), default=1) > 1:  # it may meet as many channels
+        return frozen_like(node, channels.make(f"the tensor '{trace.constants[node.name]}' (make it a buffer)"))
     return frozen_like(node)
 
 
@@ -317,6 +320,19 @@ def _ends(node: fx.Node) -> bool:
     return len(shapes) == 1 and bool(node.users) and all(user.op == "output" for user in node.users)
 
 
+def _recurrent(x: Any, *weights: Any) -> int:
+    """Floating-point operations of a recurrent layer, from the shapes of its input and of its weights and biases."""
+    return int(2 * x[0] * x[1] * sum(math.prod(shape) for shape in weights if len(shape) == 2))
+
+
+# What libraries compute at once, torch's counter does not know: one direction on a CPU (two matrices, two biases, the
+# state), all on a GPU (a list of weights).
+_RECURRENT = {
+    torch.ops.aten.mkldnn_rnn_layer: lambda x, one, other, *_, **__: _recurrent(x, one, other),
+    torch.ops.aten._cudnn_rnn: lambda x, weights, *_, **__: _recurrent(x, *weights),
+}
+
+
 def _macs(node: fx.Node) -> int:
     """Multiply-accumulates of an operation that stays as it is."""
 
@@ -324,6 +340,9 @@ def _macs(node: fx.Node) -> int:
         return n.meta["val"]
 
     target: Any = node.target
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:  # a forward may change a parameter in place
+    if not any(isinstance(fake(n), Tensor) for n in node.all_input_nodes):  # it would really be computed, numbers drawn
+        return 0
+    counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
+    with torch.no_grad(), counter:  # a forward may change a parameter in place
         target(*fx.map_arg(node.args, fake), **fx.map_arg(node.kwargs, fake))
     return counter.get_total_flops() // 2

@@ -26,12 +26,13 @@ class Trace:
         graph: the ATen graph in topological order; every node carries its tensor in ``meta["val"]``.
         tensors: placeholder name -> canonical name of the parameter or buffer it stands for. Tensors that are
             shared under several names have one canonical name.
-        constants: placeholders that hold constants lifted out of the code; nothing can resize those.
+        constants: the same of tensors that are neither: plain attributes, and constants lifted out of the code. Nothing
+            can resize those.
     """
 
     graph: fx.Graph
     tensors: dict[str, str]
-    constants: frozenset[str]
+    constants: dict[str, str]
 
     def operations(self) -> Iterator[fx.Node]:
         """The nodes that compute something, in order."""
@@ -164,20 +165,21 @@ def _without_slices(model: nn.Module, path: str) -> str:
     return ".".join(names)
 
 
-def _inputs(model: nn.Module, exported: torch.export.ExportedProgram) -> tuple[dict[str, str], frozenset[str]]:
+def _inputs(model: nn.Module, exported: torch.export.ExportedProgram) -> tuple[dict[str, str], dict[str, str]]:
     canonical: dict[int, str] = {}
     names: dict[str, str] = {}
     parameters = model.named_parameters(remove_duplicate=False)
     buffers = model.named_buffers(remove_duplicate=False)  # a module under two names has its buffers twice, too
     for name, tensor in [*parameters, *buffers]:
         names[name] = canonical.setdefault(id(tensor), name)
-    tensors, constants = {}, set()
+    tensors: dict[str, str] = {}
+    constants: dict[str, str] = {}
     for spec in exported.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in names:
             tensors[spec.arg.name] = names[spec.target]
         elif spec.kind != InputKind.USER_INPUT:
-            constants.add(spec.arg.name)
-    return tensors, frozenset(constants)
+            constants[spec.arg.name] = str(spec.target)
+    return tensors, constants
 
 
 def module_path(node: fx.Node) -> str:

@@ -77,7 +77,12 @@ class Adapting:
     def _freeze_broken(self) -> None:
         everything = range(len(self.groups.widths))
         if not self.sites and self.probe.is_random():
-            return  # there is nothing to compare
+            warnings.warn(
+                f"{type(self.model).__name__} gives something else each time, so its pruned networks could not be "
+                "compared with it. Draw random numbers by torch.",
+                stacklevel=4,
+            )
+            return
         suspects = self._touching(self.sites)
         ordered = [*(g for g in everything if g not in suspects), *suspects]
         exact, free = False, ordered

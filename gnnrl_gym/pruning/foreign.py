@@ -3,7 +3,7 @@ graph, with the numbers edited, may stand for the module. A trace is of one batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.graph.groups import ChannelGroups
 from gnnrl_gym.graph.trace import shape_of
+from gnnrl_gym.pruning.draws import gpus_of
 
 _SIZES = ((2, 1), (1, 2))  # how many times the batch and the image of the example
 
@@ -87,11 +88,6 @@ def _plans(groups: ChannelGroups) -> list[np.ndarray]:
     start, end = (np.isin(np.arange(last[-1]), ends) for ends in (last - groups.widths, last - 1))
     half = np.random.default_rng(0).random(last[-1]) < 0.5
     return [~start, ~end, half | start, ~half | end]  # never an empty layer
-
-
-def gpus_of(tensors: Iterable[Tensor]) -> list[int]:
-    """Numbers of the GPUs that some tensors are on."""
-    return sorted({x.device.index for x in tensors if x.is_cuda})
 
 
 def _result(module: nn.Module, given: list[Tensor]) -> Tensor | None:

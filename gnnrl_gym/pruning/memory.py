@@ -72,7 +72,7 @@ def _activations(trace: Trace) -> list[tuple[list[fx.Node], int]]:
             sizes.setdefault(storage._cdata, int(whole))
         for key in dict.fromkeys(v.untyped_storage()._cdata for v in tensors):
             holders[key].append(node)
-    fixed = trace.tensors.keys() | trace.constants  # parameters, buffers and constants
+    fixed = trace.tensors.keys() | trace.constants.keys()  # parameters, buffers and constants
     return [(nodes, sizes[key]) for key, nodes in holders.items() if nodes[0].name not in fixed]
 
 
@@ -80,7 +80,7 @@ def _bytes_row(holders: list[fx.Node], size: int, groups: ChannelGroups) -> Ints
     """The `size` bytes of one storage as a row [A + 1]. Where no holder tells its channels it counts whole."""
     for node in holders:
         value = node.meta["val"]
-        if node in groups.values and value.numel() * value.element_size() == size:
+        if size and node in groups.values and value.numel() * value.element_size() == size:
             owner = groups.values[node][1]
             return groups.kept_row(owner) * (size // len(owner))
     return np.append(np.zeros(len(groups.widths), np.int64), size)

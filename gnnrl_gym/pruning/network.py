@@ -105,12 +105,28 @@ class PrunableNetwork:
         # two samples: BatchNorm can't train on one
         args = tuple(torch.cat([a, a]) if isinstance(a, Tensor) and a.dim() else a for a in self.example_input)
         try:
-            propagate(trace(self.model, args, training=True), strict, into=self.channels)
+            training = trace(self.model, args, training=True)
+            propagate(training, strict, into=self.channels)
         except (UnsupportedOperation, RuntimeError, ValueError) as error:
             warnings.warn(
                 f"Parameters or buffers that eval mode does not use ({sorted(unused)[0]} and {len(unused) - 1} more) "
                 f"are left as they are, since training mode can't be traced: {str(error)[:300]}",
                 stacklevel=3,
+            )
+        else:
+            self._warn_of_unreached(unused - training.used())
+
+    def _warn_of_unreached(self, unused: set[str]) -> None:
+        """An example leads through one branch of a forward. Layers of another one would be met after the whole search;
+        a number that nothing reads, a temperature say, does no harm."""
+        layers = [name for name, p in self.model.named_parameters() if name in unused and p.dim() > 1]
+        if layers:
+            more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+            warnings.warn(
+                f"The forward of {type(self.model).__name__} does not reach '{layers[0]}'{more} on the example input: "
+                "it stays as it is, and may not fit the pruned network. Where it is needed, give an example that leads "
+                "there.",
+                stacklevel=4,
             )
 
     def _order_by(self, importance: Floats) -> None:

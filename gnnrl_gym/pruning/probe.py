@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnnrl_gym.copies import activations, copy_of
 from gnnrl_gym.graph.arguments import cloned
-from gnnrl_gym.pruning.foreign import gpus_of
+from gnnrl_gym.pruning.draws import Still, gpus_of, seeded
 from gnnrl_gym.pruning.slimming import Slimmer
 
 Inputs = tuple[Any, ...]
@@ -120,7 +120,7 @@ class Probe:
 
     @torch.no_grad()
     def is_random(self) -> bool:
-        """Whether the forward draws numbers, other ones where it is pruned."""
+        """Whether the forward draws numbers that are not torch's, other ones each time."""
         return not _close(*(_run(self.dense, self.inputs, seed) for seed in (0, 1)))
 
     @torch.no_grad()
@@ -133,11 +133,9 @@ class Probe:
 
 
 def _run(module: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
-    gpus = gpus_of(_tensors(inputs))
-    # in torch.compile's networks every width would be compiled anew
-    with torch.random.fork_rng(gpus), torch.compiler.set_stance("force_eager"), _full_precision(gpus):
-        for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
-            generator.manual_seed(seed)  # the states come back
+    gpus = gpus_of(inputs)
+    eager = torch.compiler.set_stance("force_eager")  # in torch.compile's networks every width would be compiled anew
+    with seeded(gpus, seed), eager, _full_precision(gpus), Still(gpus):
         return module(*cloned(inputs))
 
 
@@ -156,12 +154,12 @@ def _close(a: Any, b: Any, eps: float = 0.0) -> bool:
 
 
 def _same(x: Tensor, y: Tensor, eps: float) -> bool:
-    """Equal but for rounding, that of `eps` at least, which may turn a label or a truth value in a hundred; where it is
-    coarse, any of them."""
+    """Equal but for rounding, that of `eps` at least, which may turn one in a hundred labels or truth values; where it
+    is coarse, any of them."""
     if x.shape != y.shape:
         return False
     if not (_is_float(x) or x.is_complex()):
-        return eps > 1e-6 or int((x != y).sum()) <= max(1, x.numel() // 100)
+        return eps > 1e-6 or int((x != y).sum()) <= x.numel() // 100
     if not x.numel():
         return True
     return bool((x - y).abs().max() <= _rounding(max(eps, torch.finfo(x.dtype).eps)) * y.abs().max())

@@ -89,7 +89,7 @@ class Slimmer:
         data = tensor.detach()
         for dim, owner in self._dims.get(name, ()):
             data = data.index_select(dim, _indices(_stays(owner, kept), data))
-        data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
+        data = data.clone() if data.data_ptr() == tensor.data_ptr() else _formatted(data, tensor)
         return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
     def _edit_literals(self, model: nn.Module, kept: np.ndarray) -> None:
@@ -125,6 +125,13 @@ class Slimmer:
 
 def _stays(owner: Ints, kept: np.ndarray) -> np.ndarray:
     return np.append(kept, True)[owner]  # owner -1, nobody's, is the last: it stays
+
+
+def _formatted(data: Tensor, like: Tensor) -> Tensor:
+    """`data` with its channels last in memory, if those of `like` are."""
+    form = torch.channels_last_3d if like.dim() == 5 else torch.channels_last
+    last = like.dim() in (4, 5) and not like.is_contiguous() and like.is_contiguous(memory_format=form)
+    return data.contiguous(memory_format=form) if last else data
 
 
 def _indices(choice: np.ndarray, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gnnrl_gym.files import cache_folder
 from gnnrl_gym.zoo.arrays import KEYS, SEARCH_KEYS, Labelled, Parts, labelled
@@ -153,9 +154,23 @@ def read_folder(path: Path, image_size: int) -> Parts:
     return Parts(*(images for images, _ in found.values()))
 
 
+class _Visible(torchvision.datasets.ImageFolder):
+    """Without the hidden folders that systems and notebooks leave."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+        if not classes:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return classes, {name: index for index, name in enumerate(classes)}
+
+
+def _is_image(path: str) -> bool:
+    return not Path(path).name.startswith(".") and path.lower().endswith(IMG_EXTENSIONS)
+
+
 def _class_folders(path: Path, image_size: int) -> tuple[Labelled, list[str]]:
     try:
-        folder = torchvision.datasets.ImageFolder(str(path))
+        folder = _Visible(str(path), is_valid_file=_is_image)
     except FileNotFoundError as error:
         raise ValueError(f"{str(path)!r} must have a folder of images for each class: {error}") from error
     paths, labels = zip(*folder.samples, strict=True)

@@ -116,8 +116,8 @@ class FileImages:
                 mode, image = file.mode, file.convert("RGB")
         except Exception as error:  # a decoder may raise anything on broken bytes, and on too many pixels
             raise ValueError(
-                f"{str(path)!r} is not an image that can be read ({error}): put a readable one in its place. Without "
-                "it other images would be set apart for the search."
+                f"{str(path)!r} is not an image that can be read ({error}): put a readable one in its place (without "
+                "it the data would be others)."
             ) from error
         _check_depth(path, mode)
         scale = self.size * 8 / 7 / min(image.size)
