@@ -66,6 +66,24 @@ FOLLOWED: dict[str, tuple[Step, int, dict[str, nn.Module], list[int]]] = {
         lambda n, x: n.after(F.fold(n.wide(x).flatten(2), (9, 9), (2, 2))),
         6, {"wide": conv(8, 20), "after": conv(5, 6)}, [5, 6, 8],
     ),
+    "shuffled": (lambda n, x: n.after(n.move(x)), 6, {"move": nn.ChannelShuffle(2), "after": conv(8, 6)}, [4, 6]),
+    "shuffled by four": (
+        lambda n, x: n.after(n.wide(x)), 6,
+        {"wide": nn.Sequential(conv(8, 12), nn.ChannelShuffle(4)), "after": conv(12, 6, groups=3)}, [3, 8],
+    ),
+    "added up": (
+        lambda n, x: n.after(x.cumsum(2) + x.logcumsumexp(3) + x.cumprod(-1)), 6, {"after": conv(8, 6)}, [6, 8],
+    ),
+    "largest so far": (
+        lambda n, x: n.after(x.cummax(2)[0] + torch.cummin(x, dim=-1).indices), 6, {"after": conv(8, 6)}, [6, 8],
+    ),
+    "sorted": (
+        lambda n, x: n.after(x.sort(2)[0] + x.sort(stable=True)[0] + x.argsort(2) + x.argsort(dim=-1, stable=True)),
+        6, {"after": conv(8, 6)}, [6, 8],
+    ),
+    "the largest few": (
+        lambda n, x: n.after(x.topk(3)[0] + x.topk(3, dim=-1, largest=False).indices), 6, {"after": conv(8, 6)}, [6, 8],
+    ),
     "windows": (
         lambda n, x: n.after(x.unfold(2, 4, 2).unfold(3, 4, 4).amax((-1, -2))), 6, {"after": conv(8, 6)}, [6, 8],
     ),
@@ -81,6 +99,18 @@ def test_elements_that_are_moved_keep_their_channels(name: str) -> None:
 def test_windows_of_channels_are_frozen_and_named() -> None:
     model = Net(lambda n, x: x.unfold(1, 4, 4).amax(-1), 2, deep=True)
     assert exact_network(model, X, warns="No channel rule for unfold").widths.tolist() == [5]
+
+
+@pytest.mark.parametrize("step", [lambda x: x.cumsum(1), lambda x: x.sort(1)[0], lambda x: x.topk(8, -3)[0]])
+def test_the_order_of_channels_is_frozen_and_named(step: Callable[[Tensor], Tensor]) -> None:
+    network = exact_network(Net(lambda n, x: step(x), 8, deep=True), X, warns="for (cumsum|sort|topk) in")
+    assert network.widths.tolist() == [5]
+
+
+def test_indices_by_channels_are_frozen_and_named() -> None:
+    """Which entry of a table [9, 4] is read depends on the channel."""
+    model = Net(lambda n, x: n.table.weight[x.argmax(-1)].permute(0, 3, 1, 2), 4, table=nn.Embedding(9, 4), deep=True)
+    assert exact_network(model, X, warns="No channel rule for index").widths.tolist() == [5]
 
 
 @pytest.mark.parametrize("step", [lambda n, x: x[:, ORDER], lambda n, x: x[ORDER[:2] % 2, :, ORDER[:2]][..., None, :]])
@@ -109,6 +139,79 @@ class Mixing(nn.Module):
 def test_a_bias_of_several_parameters() -> None:
     slim: Any = exact_network(Mixing(), X).slim([4])
     assert [len(slim.first), len(slim.middle), len(slim.last)] == [4, 4, 4]
+
+
+class Biased(nn.Module):
+    """Three heads of size four, with a parameter in their attention between five positions."""
+
+    def __init__(self, shape: tuple[int, ...], step: Callable[..., Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.all, self.out, self.bias = nn.Linear(6, 36), nn.Linear(12, 3), nn.Parameter(torch.randn(shape))
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.all(x).view(len(x), 5, 3, -1, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(self.step(q, k, v, self.bias).transpose(1, 2).flatten(2))
+
+
+def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return (q @ k.mT + bias).softmax(-1) @ v
+
+
+# name: (shape of a parameter, attention, its entries beside two heads)
+BIASES: dict[str, tuple[tuple[int, ...], Callable[..., Tensor], int]] = {
+    "unsqueezed": ((3, 5, 5), lambda q, k, v, w: biased(q, k, v, w[None]), 50),
+    "of keys": ((3, 5), lambda q, k, v, w: biased(q, k, v, w.unsqueeze(1)), 10),
+    "turned and unsqueezed": ((5, 5, 3), lambda q, k, v, w: biased(q, k, v, w.permute(2, 0, 1).unsqueeze(0)), 50),
+    "squeezed": ((1, 3, 5, 5), lambda q, k, v, w: biased(q, k, v, w.squeeze(0)), 50),
+    "of all heads": ((5, 5), lambda q, k, v, w: biased(q, k, v, w[None, None]), 25),
+    "fused": ((3, 5, 5), lambda q, k, v, w: F.scaled_dot_product_attention(q, k, v, attn_mask=w[None]), 50),
+    "fused, of all heads": ((5, 5), lambda q, k, v, w: F.scaled_dot_product_attention(q, k, v, w), 25),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_a_bias_of_each_head(name: str) -> None:
+    shape, step, entries = BIASES[name]
+    network = exact_network(Biased(shape, step), images(2, 5, 6))
+    assert network.widths.tolist() == [3]
+    slim: Any = network.slim([2])
+    assert slim.bias.numel() == entries
+
+
+def test_a_matrix_as_the_weight_of_a_convolution() -> None:
+    class Pointwise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(7, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight[..., None, None])
+
+    model = Net(lambda n, x: n.after(n.a(x)), 6, a=Pointwise(), after=conv(7, 6))
+    assert sorted(exact_network(model, X).widths.tolist()) == [6, 7, 8]
+
+
+def test_a_dimension_that_is_new_is_none_of_the_weight() -> None:
+    """A map of the pixels by a filter [8, 3, 3], which is given the dimension of its only output."""
+
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * F.conv2d(x, self.weight[None], padding=1).sigmoid()
+
+    assert sorted(exact_network(Net(lambda n, x: n.after(n.a(x)), 6, a=Pixels(), after=conv(8, 6)), X).widths) == [6, 8]
+
+
+def test_squeezing_whatever_is_one_is_frozen_and_named() -> None:
+    """Of a single head that is left the dimension would go, too."""
+    last = Biased((1, 3, 5, 5), lambda q, k, v, w: biased(q, k, v, w.squeeze()))
+    network = exact_network(nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 6), last), images(2, 5, 6), warns="squeeze in")
+    assert network.widths.tolist() == [7, 6]
 
 
 # ---- sizes that modules hold -----------------------------------------------------------------------------------------

@@ -53,6 +53,54 @@ def test_with_a_parameter_it_is_a_layer(name: str) -> None:
     assert slim.m.weight.numel() == (2 if "einsum" in name else 1)
 
 
+class Nodes(nn.Module):
+    """Layers on nodes [N, 7, channels], and a matrix that mixes the nodes."""
+
+    def __init__(self, step: Callable[[Any, Tensor], Tensor], learned: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.step, matrix = step, torch.rand(7, 7)
+        if learned:
+            self.adjacency = nn.Parameter(matrix)
+        else:
+            self.register_buffer("adjacency", matrix)
+        self.first, self.second, self.head = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.step(self, self.first(x).relu()).relu().mean(1))
+
+
+# name: the second layer and the product with the matrix
+OF_NODES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "left": lambda n, x: n.adjacency @ n.second(n.adjacency @ x),
+    "right": lambda n, x: (n.second(x).mT @ n.adjacency).mT,
+    "turned": lambda n, x: n.adjacency.t() @ n.second(x),
+    "one of each image": lambda n, x: n.adjacency[None] @ n.second(x),
+    "einsum": lambda n, x: torch.einsum("nm,bmc->bnc", n.adjacency, n.second(x)),
+    "einsum, activations first": lambda n, x: torch.einsum("bmc,mn->bnc", n.second(x), n.adjacency),
+}
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", OF_NODES)
+def test_a_matrix_that_mixes_nodes_leaves_their_channels_alone(name: str, learned: bool) -> None:
+    network = exact_network(Nodes(OF_NODES[name], learned), images(2, 7, 4))
+    assert network.widths.tolist() == [6, 8]
+    slim: Any = network.slim([2, 3])
+    assert slim.adjacency.shape == (7, 7)
+
+
+class Given(Nodes):
+    """The matrix first, on what is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.adjacency @ x)
+
+
+def test_a_matrix_that_mixes_the_nodes_of_the_input() -> None:
+    assert exact_network(Given(OF_NODES["left"], learned=False), images(2, 7, 4)).widths.tolist() == [6, 8]
+
+
 # name: step that a parameter [7, 8] takes part in without being a layer
 OTHER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "positions are summed": lambda x, w: torch.einsum("bchw,oc->bo", x, w)[..., None, None],

@@ -4,6 +4,7 @@ How channels are tied is in `test_channels.py`."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,42 @@ FOLLOWED: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
     "addcmul": (lambda x: torch.addcmul(x, x, x.tanh(), value=0.5), [6, 8]),
     "the larger of two": (lambda x: torch.max(x, 1 - x), [6, 8]),
     "the smaller of two": (lambda x: torch.min(x, x.square()), [6, 8]),
+    "waves": (lambda x: x.sin() + x.cos() + (x / 9).tan(), [6, 8]),
+    "snake": (lambda x: x + x.sin() ** 2, [6, 8]),
+    "hyperbolic": (lambda x: x.sinh() + x.cosh() + x.asinh() + x.atan(), [6, 8]),
+    "error functions": (lambda x: x.erf() + torch.special.erf(x) + torch.special.expit(x), [6, 8]),
+    "exponentials": (lambda x: x.expm1() + x.exp2() + torch.special.expm1(x), [6, 8]),
+    "logarithms": (lambda x: (x + 1).log() + (x + 2).log2() + (x + 3).log10(), [6, 8]),
+    "reciprocal": (lambda x: 1 / (1 + (-x).exp()), [6, 8]),
+    "steps": (lambda x: x + (4 * x).floor() + (4 * x).ceil() + (4 * x).trunc() + (4 * x).frac(), [6, 8]),
+    "remainders": (lambda x: x.fmod(0.4) + x % 0.3 + x // 0.2 + x % (1 + x.exp()), [6, 8]),
+    "bounds": (lambda x: x.clamp_max(0.3) + x.clamp_min(0.2) + x.clip(0.1, 0.4), [6, 8]),
+    "shrinks": (lambda x: F.hardshrink(x - 0.5, 0.2) + F.tanhshrink(x), [6, 8]),
+    "random slopes": (lambda x: F.rrelu(x - 0.5), [6, 8]),
+    "alpha dropout": (nn.AlphaDropout(0.3), [6, 8]),
+    "equal or not": (lambda x: x * (x == x.amax((2, 3), keepdim=True)) + (x != 0), [6, 8]),
+    "finite or not": (lambda x: x.masked_fill(x.isnan() | x.isinf(), 1.0) * x.isfinite(), [6, 8]),
+    "numbers for others": (lambda x: x.nan_to_num(0.0), [6, 8]),
+    "logic": (
+        lambda x: torch.logical_and(x > 0, x < 1) * x + torch.logical_or(x > 1, x.logical_not()) * x
+        + torch.logical_xor(x > 2, x < 1), [6, 8],
+    ),
+    "bits": (lambda x: x * ((x > 0) & (x < 1)) + x * (~(x > 0.5) | (x < 0.2)) + ((x > 0.1) ^ (x > 0.3)), [6, 8]),
+    "bits by name": (
+        lambda x: x * torch.bitwise_and(x > 0, x < 1) + torch.bitwise_or(x > 1, x < 0.5)
+        + torch.bitwise_xor(x > 0, x > 1), [6, 8],
+    ),
+    "addcdiv": (lambda x: torch.addcdiv(x, x, x.square() + 1), [6, 8]),
+    "angle": (lambda x: torch.atan2(x, x.exp()), [6, 8]),
+    "chosen": (lambda x: torch.where(x > 0.5, x, 0.0) + torch.where(x > 0.5, 1.0, x.cos()), [6, 8]),
+    "powers": (lambda x: 2**x + (x + 1) ** x, [6, 8]),
+    "gated by itself": (lambda x: F.glu(x.repeat(1, 2, 1, 1), 1), [6, 8]),
+    "gated positions": (lambda x: F.glu(x, -1) + F.glu(x, 3), [6, 8]),
     # reductions of positions, and over what was stacked
+    "product": (lambda x: x + x.prod(-1, keepdim=True), [6, 8]),
+    "median": (lambda x: x + x.median(2, keepdim=True)[0], [6, 8]),
+    "place of the largest": (lambda x: x + x.argmax(2, keepdim=True) - x.argmin(-1, keepdim=True), [6, 8]),
+    "any and all": (lambda x: x * (x > 0.5).any(2, keepdim=True) + (x > 0).all(-1, keepdim=True), [6, 8]),
     "variance": (lambda x: x / (x.var((2, 3), keepdim=True) + 1e-5), [6, 8]),
     "biased variance": (lambda x: x / (x.flatten(2).var(-1, False) + 1e-5)[..., None, None], [6, 8]),
     "deviation": (lambda x: (x - x.mean((2, 3), True)) / (x.std((2, 3), keepdim=True) + 1e-5), [6, 8]),
@@ -93,6 +129,10 @@ QUOTIENTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "by a parameter": (Divided(8, 1, 1), "for div in"),
     "by a deviation": (lambda x: x / x.std((2, 3), keepdim=True), "for div in"),
     "by a root": (lambda x: x * x.square().sum((2, 3), keepdim=True).rsqrt(), "for rsqrt in"),
+    "reciprocal": (lambda x: x * x.abs().amax((2, 3), keepdim=True).reciprocal(), "for reciprocal in"),
+    "by addcdiv": (lambda x: torch.addcdiv(x, x, x.abs().amax((2, 3), True)), "for addcdiv in"),
+    "remainder": (lambda x: x % x.abs().amax((2, 3), True), "for remainder in"),
+    "plain logarithm": (lambda x: x.abs().amax((2, 3), True).log() + x, "for log in"),
     "logarithm of zero": (lambda x: x + (x.mean((2, 3), True).exp() - 2).log1p(), "for log1p in"),
 }
 
@@ -139,14 +179,63 @@ def test_pools_of_volumes(layer: Callable[[int], nn.Module]) -> None:
     assert exact_network(model, images(1, 2, 6, 6, 6), plans=3).widths.tolist() == [6, 4]
 
 
-@pytest.mark.parametrize(
-    ("mode", "dims"),
-    [("nearest", 1), ("linear", 1), ("bilinear", 2), ("bicubic", 2), ("nearest", 3), ("trilinear", 3)],
-)
+# by dimensions of positions
+MODES = {1: ["nearest", "nearest-exact", "linear"], 2: ["nearest-exact", "bilinear", "bicubic"]}
+MODES[3] = ["nearest", "nearest-exact", "trilinear"]
+
+
+@pytest.mark.parametrize(("mode", "dims"), [(mode, dims) for dims, modes in MODES.items() for mode in modes])
 def test_interpolation(mode: str, dims: int) -> None:
     layer = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1]
     model = nn.Sequential(layer(2, 6, 1), nn.Upsample(scale_factor=1.5, mode=mode), layer(6, 4, 1), layer(4, 2, 1))
     assert exact_network(model, images(1, 2, *[4] * dims), plans=3).widths.tolist() == [6, 4]
+
+
+# name: step that moves positions
+RESAMPLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "antialiased": lambda x: F.interpolate(x, (5, 5), mode="bilinear", antialias=True),
+    "antialiased, bicubic": lambda x: F.interpolate(x, (5, 5), mode="bicubic", antialias=True),
+    "grid": lambda x: F.grid_sample(x, torch.linspace(-1, 1, 32).view(1, 4, 4, 2), align_corners=False),
+    "unpooled": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+    "with indices": lambda x: F.max_pool1d(x.flatten(2), 4, return_indices=True)[0][..., None],
+}
+
+
+@pytest.mark.parametrize("name", RESAMPLED)
+def test_positions_are_resampled(name: str) -> None:
+    network = exact_network(between(RESAMPLED[name]), images(1, 3, 8, 8), plans=4)
+    assert sorted(network.widths.tolist()) == [6, 8]
+
+
+def test_volumes_are_unpooled() -> None:
+    step = Foreign(lambda x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2))
+    model = nn.Sequential(nn.Conv3d(2, 6, 3), step, nn.Conv3d(6, 4, 1), nn.Flatten(), nn.Linear(256, 2))
+    assert exact_network(model, images(1, 2, 6, 6, 6), plans=3).widths.tolist() == [6, 4]
+
+
+class Transformer(nn.Module):
+    """A spatial one: an affine map of six numbers per image says where its features are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.find = nn.Sequential(nn.Conv2d(8, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = F.affine_grid(self.find(x).view(-1, 2, 3), x.size(), align_corners=False)
+        return F.grid_sample(x, grid, align_corners=False)
+
+
+def test_a_spatial_transformer() -> None:
+    assert sorted(exact_network(between(Transformer()), images(2, 3, 8, 8), plans=4).widths.tolist()) == [5, 6, 8]
+
+
+def test_a_gated_linear_unit() -> None:
+    model = Net(lambda n, x: n.a(n.g(n.wide(x))), 6, wide=conv(8, 14), g=nn.GLU(1), a=conv(7, 6))
+    network = exact_network(model, images(1, 3, 8, 8))
+    assert sorted(network.widths.tolist()) == [6, 7, 8]
+    slim: Any = network.slim([2] * 3)
+    assert slim.wide[0].out_channels == 4
 
 
 def one_sample(layer: nn.Module) -> nn.Module:
@@ -204,7 +293,7 @@ def test_features_that_become_so_many_images_stay_alone() -> None:
 # name: (step, what the warning has to match): it makes something that the channels become one with
 MADE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "added": (lambda x: x + torch.ones(x.shape[1], 1, 1), "ones in"),
-    "computed with before": (lambda x: x * (torch.arange(x.shape[1]) / 7).sin()[:, None, None], "sin in"),
+    "computed with before": (lambda x: x * (torch.arange(x.shape[1]) / 7).sinc()[:, None, None], "sinc in"),
     "in a concatenation": (
         lambda x: torch.cat([x, torch.zeros(1, 4, 8, 8)], 1)[:, :8] + torch.full((8, 1, 1), 2.0),
         "full in",
@@ -224,12 +313,12 @@ def test_what_is_made_and_meets_channels_is_named(name: str) -> None:
 
 def written(x: Tensor) -> Tensor:
     """Writes into a slice by an operation that has no rule, and no reader."""
-    x[:, :, 0].sin_()
+    x[:, :, 0].sinc_()
     return x
 
 
 def test_what_is_written_in_place_without_a_rule_is_named() -> None:
-    warns = r"No channel rule for sin in 'p' \(.*test_channels\.py:\d+\)"
+    warns = r"No channel rule for sinc in 'p' \(.*test_channels\.py:\d+\)"
     assert exact_network(between(written), images(1, 3, 8, 8), plans=4, warns=warns).widths.tolist() == [6]
     with pytest.raises(UnsupportedOperation, match=warns):
         PrunableNetwork(between(written), images(1, 3, 8, 8), strict=True)
@@ -252,7 +341,7 @@ GATES: dict[str, tuple[tuple[int, ...], Callable[[Tensor, Tensor], Tensor], str 
     "shares": ((2,), lambda x, w: x * (w.relu() / (w.relu().sum() + 1e-4))[0], None),
     "mixed": ((8, 1, 1), lambda x, w: x * w.softmax(0), "for softmax in"),
     "of length one": ((8,), lambda x, w: x * (w / w.norm()).view(1, -1, 1, 1), "for linalg_vector_norm in"),
-    "reshaped and mixed": ((8,), lambda x, w: x * w[:, None, None] * w.view(2, 4).cumsum(0).sum(), "for cumsum in"),
+    "reshaped and mixed": ((8,), lambda x, w: x * w[:, None, None] * w.view(2, 4).cumsum(1).sum(), "for cumsum in"),
     "its size": ((1, 8, 8, 8), lambda x, w: x + x.mean((2, 3), True).expand_as(w), "for expand_as in"),
     # the parameter is left whole, and so are the channels that it meets as it is
     "taken twice": ((8, 1, 1), lambda x, w: x * w * w.cumsum(0)[0], "for cumsum in"),

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from gnnrl_gym.graph.attention import feeds_attention, view_of_constants, view_of_heads
 from gnnrl_gym.graph.channels import Channels, Weight, along, compress, constant, first, operator_name, spread, varying
 from gnnrl_gym.graph.parameters import TURNS, turned, with_ids
-from gnnrl_gym.graph.rules import resize, rule
+from gnnrl_gym.graph.rules import pair, resize, rule, spatial, tie_across
 from gnnrl_gym.graph.trace import shape_of
 
 
@@ -157,6 +157,34 @@ def split(c: Channels, node: fx.Node, x: Any, sizes: Any = 0, dim: int = 0) -> A
     return [compress(part) for part in parts]
 
 
+@rule("pixel_shuffle")
+def pixel_shuffle(c: Channels, node: fx.Node, x: Tensor, factor: int) -> Any:
+    """Channels that become the pixels of one are one unit."""
+    ids = along(x, -3)
+    if ids is None:
+        return NotImplemented
+    members = ids.view(-1, factor**2)
+    c.merge(members, members[:, :1].expand(members.shape).clone())
+    return spread(members[:, 0].clone(), -3, shape_of(node))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(c: Channels, node: fx.Node, x: Tensor, factor: int) -> Any:
+    """Likewise the other way round."""
+    ids = along(x, -3)
+    return NotImplemented if ids is None else spread(ids.repeat_interleave(factor**2), -3, shape_of(node))
+
+
+@rule("channel_shuffle")
+def channel_shuffle(c: Channels, node: fx.Node, x: Tensor, groups: int) -> Any:
+    """Viewed as groups, these turned with what is in them, and viewed as it was."""
+    ids = along(x, 1)
+    if ids is None:
+        return NotImplemented
+    tie_across(c, ids, groups)
+    return spread(ids.view(groups, -1).mT.flatten(), 1, shape_of(node))
+
+
 @rule("im2col")
 def im2col(c: Channels, node: fx.Node, x: Any, kernel: Any, *_: Any) -> Any:
     """`F.unfold`: each channel once for every place in the kernel, one after the other."""
@@ -219,9 +247,33 @@ def index(c: Channels, node: fx.Node, x: Any, indices: Any) -> Any:
     others = [d for d in range(len(x.shape)) if d not in at]
     carriers = others if isinstance(x, Weight) and len(x.shape) == 2 else varying(x) if isinstance(x, Tensor) else []
     side_by_side = at == [*range(at[0], at[-1] + 1)]  # else their dimensions come first
-    if len(carriers) != 1 or carriers[0] in at or not side_by_side:
+    by_channels = any(isinstance(chosen, Tensor) and varying(chosen) for chosen in indices)  # as `argmax` gives them
+    if len(carriers) != 1 or carriers[0] in at or not side_by_side or by_channels:
         return NotImplemented
     (dim,) = carriers
     ids = c.new_outputs(x, dim) if isinstance(x, Weight) else first(x, constant(x)).flatten()
     wide = len(shape_of(node)) - len(others)  # dimensions that the indices, broadcast, make of theirs
     return spread(ids, dim if dim < at[0] else dim - len(at) + wide, shape_of(node))
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(c: Channels, node: fx.Node, x: Tensor, places: Tensor, *_: Any, **__: Any) -> Any:
+    """Back to where the maxima of the same channel were."""
+    c.merge(x, places)
+    return spatial(c, node, x)
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "topk")
+def in_order(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
+    """Positions by their values, or added up so far: channel by channel."""
+    dim = _argument(node, "dim")
+    if not x.dim() or dim % x.dim() in varying(x):
+        return NotImplemented
+    return pair(node, resize(x, [dim], shape_of(node)))
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """What `node` takes by `name`, wherever that stands among its arguments."""
+    target: Any = node.target
+    at, known = next((i, a) for i, a in enumerate(target._schema.arguments) if a.name == name)
+    return node.args[at] if at < len(node.args) else node.kwargs.get(name, known.default_value)

@@ -28,12 +28,20 @@ def with_ids(c: Channels, node: fx.Node, x: Any) -> Any:
     return spread(ids, long[0], x.shape)
 
 
-TURNS = {"transpose", "permute", "t", "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis"}
+_ONES = {"unsqueeze", "squeeze"}
+TURNS = _ONES | {"transpose", "permute", "t", "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis"}
 _KEEP_ZEROS = {"mul", "div", "neg", "to", "_to_copy", "clone", "contiguous", "detach", "alias"}
 
 
-def turned(node: fx.Node, x: Weight, *args: Any, **kwargs: Any) -> Weight:
-    """`x` with its dimensions in the order that `node` brings them into."""
+def turned(node: fx.Node, x: Weight, *args: Any, **kwargs: Any) -> Any:
+    """`x` with its dimensions in the order that `node` brings them into, or with more or fewer of size 1: those, which
+    no channels lie along, are no dimension (-1) of the parameter then."""
+    if operator_name(node) in _ONES:
+        if len(shape_of(node)) < len(x.shape) and not args:  # what is pruned down to one entry would go, too
+            return NotImplemented
+        long = iter([d for d, size in enumerate(x.shape) if size > 1])
+        shape = shape_of(node)
+        return Weight(x.name, shape, tuple(x.key(next(long))[1] if size > 1 else -1 for size in shape))
     target: Any = node.target
     order = [size - 1 for size in target(torch.empty(tuple(range(1, len(x.shape) + 1))), *args, **kwargs).shape]
     return Weight(x.name, tuple(x.shape[d] for d in order), tuple(x.key(d)[1] for d in order))

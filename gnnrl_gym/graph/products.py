@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from gnnrl_gym.graph import channels
 from gnnrl_gym.graph.channels import (
+    FROZEN,
     Channels,
     Key,
     Product,
@@ -24,7 +26,7 @@ from gnnrl_gym.graph.channels import (
     varying,
 )
 from gnnrl_gym.graph.quotients import vanishes
-from gnnrl_gym.graph.rules import rule
+from gnnrl_gym.graph.rules import bind_broadcast, rule
 from gnnrl_gym.graph.trace import shape_of
 
 _SPARE = "0123456789"  # letters that no equation has
@@ -36,8 +38,10 @@ def attention(
 ) -> Any:
     """Head h of the result is made of head h of all three; a mask of its own for every head belongs to it too."""
     operands = [x for x in (query, key, value, settings.get("attn_mask", mask)) if x is not None]
-    result = _per_head(c, node, operands)
-    return _of_values(c, node, *operands) if result is NotImplemented else result
+    result = _per_head(c, node, [x for x in operands if not isinstance(x, Weight)])
+    if result is NotImplemented:
+        return _of_values(c, node, *operands)
+    return result if all(bind_broadcast(c, x, result) for x in operands if isinstance(x, Weight)) else NotImplemented
 
 
 def _of_values(c: Channels, node: fx.Node, query: Any, key: Any, value: Any, *mask: Any) -> Any:
@@ -123,8 +127,16 @@ def _of_two(c: Channels, node: fx.Node, terms: Sequence[str], output: str, opera
     """Channels of activations along one letter: the result has them too, or is a sum over them."""
     if any(len(term) != len(x.shape) for term, x in zip(terms, operands, strict=True)):  # a vector in `matmul`
         return NotImplemented
-    if any(isinstance(x, Weight) for x in operands):
-        return _layer(c, node, terms, output, operands)
+    if weights := [x for x in operands if isinstance(x, Weight)]:
+        nodes = _mixes_nodes(c, node, operands)
+        result = NotImplemented if nodes else _layer(c, node, terms, output, operands)
+        if result is not NotImplemented:
+            return result
+        c.freeze(weights)  # it may mix what is no channel, as the adjacency matrix of a graph does its nodes
+        if nodes:
+            c.products.append(Product(node, channels._macs(node), ()))
+            return frozen_like(node)
+        operands = [torch.tensor(FROZEN).expand(x.shape) if isinstance(x, Weight) else x for x in operands]
     letters = {term[d] for term, x in zip(terms, operands, strict=True) for d in varying(x)}
     if len(letters) != 1:
         return NotImplemented
@@ -141,6 +153,14 @@ def _of_two(c: Channels, node: fx.Node, terms: Sequence[str], output: str, opera
         _keep_two(c, node, ids)
     _count(c, node, ids)
     return spread(ids, output.index(letter), shape_of(node)) if kept else frozen_like(node)
+
+
+def _mixes_nodes(c: Channels, node: fx.Node, operands: Sequence[Any]) -> bool:
+    """Whether a square buffer meets the network's input, whose ids don't tell channels from nodes: what a layer takes
+    there is learned, or has another shape."""
+    fixed = [c.values[n] for n in node.all_input_nodes if n.name.startswith("b_")]  # torch.export's name of a buffer
+    square = any(isinstance(x, Weight) and len(x.shape) == 2 and x.shape[0] == x.shape[1] for x in fixed)
+    return square and not any(isinstance(x, Tensor) and varying(x) for x in operands)
 
 
 def _layer(c: Channels, node: fx.Node, terms: Sequence[str], output: str, operands: Sequence[Any]) -> Any:

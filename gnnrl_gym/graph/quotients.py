@@ -20,13 +20,22 @@ _MAKERS = {
 }  # fmt: skip
 
 
+# operations with a pole where this operand is zero
+_POLES = {
+    "rsqrt": 0, "reciprocal": 0, "log": 0, "log2": 0, "log10": 0, "log1p": 0, "div": 1, "pow": 1, "fmod": 1,
+    "remainder": 1, "floor_divide": 1, "addcdiv": 2,
+}  # fmt: skip
+
+
 def has_pole(c: Channels, node: fx.Node, operands: tuple[Any, ...]) -> bool:
     """Whether an elementwise `node` has a pole where its channels are removed, as 1/x and log have one at zero. With
     an epsilon, or past a sigmoid, it has none."""
     name = operator_name(node)
-    first, second = (*operands, None)[:2]
-    reciprocal = name == "pow" and isinstance(second, (int, float)) and second < 0
-    divisor = first if reciprocal or name in ("rsqrt", "log1p") else second if name in ("div", "pow") else None
+    if name not in _POLES:
+        return False
+    divisor = operands[_POLES[name]]
+    if name == "pow" and isinstance(divisor, (int, float)) and divisor < 0:
+        divisor = operands[0]
     if not isinstance(divisor, Weight) and not (isinstance(divisor, Tensor) and varying(divisor)):
         return False
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # dropout draws

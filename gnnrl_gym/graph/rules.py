@@ -63,8 +63,8 @@ def convolution(
     across = 1 < groups < min(weight.shape[1], len(outputs) // groups) and weight.name not in c.by_group
     if across:
         c.across.add(weight.name)
-        _tie_across(c, inputs, groups)
-        _tie_across(c, outputs, groups)
+        tie_across(c, inputs, groups)
+        tie_across(c, outputs, groups)
     if groups == 1 or across:
         c.bind(weight, 1, inputs[: weight.shape[1]])
         c.products.append(Product(node, cost, (weight.key(0), weight.key(1))))
@@ -79,7 +79,7 @@ def convolution(
 def _batched(node: fx.Node, x: Tensor) -> bool:
     """Whether the channels of `x` lie along dimension 1: torch takes one sample alone, too, and pools 3-d as images."""
     name = operator_name(node)
-    batched = x.dim() == int(name[-2]) + 2
+    batched = x.dim() == next(int(letter) for letter in name if letter.isdigit()) + 2
     if not batched and "conv" in name and node.all_input_nodes[0].op == "placeholder":
         raise UnsupportedOperation(
             f"The example input of shape {list(x.shape)} has no batch dimension: {name} takes it as one sample, and "
@@ -144,7 +144,7 @@ def _tie_groups(c: Channels, inputs: Tensor, outputs: Tensor, groups: int) -> No
     c.merge(members, members[:, :1].expand(members.shape).clone())
 
 
-def _tie_across(c: Channels, ids: Tensor, groups: int) -> None:
+def tie_across(c: Channels, ids: Tensor, groups: int) -> None:
     """The channels at one place in each convolution group are one unit."""
     members = ids.view(groups, -1)
     c.merge(members, members[:1].expand(members.shape).clone())
@@ -179,8 +179,12 @@ def prelu(c: Channels, node: fx.Node, x: Any, weight: Any) -> Any:
     "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus", "tanh", "clamp", "pow", "sqrt", "exp",
     "abs", "neg", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
     "zeros_like", "ones_like", "masked_fill", "clamp_min", "square", "sign", "round", "celu", "log_sigmoid",
-    "softshrink", "threshold", "lerp", "addcmul", "rsqrt", "log1p", "where", "gt", "ge", "lt", "le",
-    "zero", of_weights=True,
+    "softshrink", "hardshrink", "rrelu", "threshold", "lerp", "addcmul", "addcdiv", "rsqrt", "reciprocal", "where",
+    "gt", "ge", "lt", "le", "eq", "ne", "isnan", "isinf", "isfinite", "nan_to_num", "logical_and", "logical_or",
+    "logical_xor", "logical_not", "__and", "__or", "__xor", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not",
+    "sin", "cos", "tan", "sinh", "cosh", "asinh", "atan", "atan2", "erf", "special_erf", "exp2", "expm1",
+    "special_expm1", "special_expit", "log", "log2", "log10", "log1p", "floor", "ceil", "trunc", "frac", "clamp_max",
+    "clip", "fmod", "remainder", "floor_divide", "alpha_dropout", "zero", of_weights=True,
 )  # fmt: skip
 def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     """Operands of one shape share their channels; one that is broadcast over the channels keeps its own, whole."""
@@ -201,19 +205,25 @@ def elementwise(c: Channels, node: fx.Node, *args: Any, **_: Any) -> Any:
     # the operand that varies names the channels (the other may be one constant id, for example the input's)
     result = max(wide, key=lambda t: len(varying(t)))
     for weight in (a for a in args if isinstance(a, Weight)):
-        if not _bind_broadcast(c, weight, result):
+        if not bind_broadcast(c, weight, result):
             return NotImplemented
     return NotImplemented if has_pole(c, node, args) else result
 
 
-@rule("max", "min", of_weights=True)
+@rule("glu")
+def glu(c: Channels, node: fx.Node, x: Tensor, dim: int = -1) -> Any:
+    """The first half times the sigmoid of the second, as by `chunk`."""
+    return elementwise(c, node, *x.chunk(2, dim))
+
+
+@rule("max", "min", "median", of_weights=True)
 def extremum(c: Channels, node: fx.Node, x: Any, *args: Any) -> Any:
     """Of two tensors, or of one along a dimension, with the positions; that of all it holds bears the same name."""
     target: Any = node.target
     if target._overloadname == "other":
         return elementwise(c, node, x, *args)
     along_one = target._overloadname == "dim" and isinstance(x, Tensor)
-    return _pair(node, reduction(c, node, x, *args)) if along_one else NotImplemented
+    return pair(node, reduction(c, node, x, *args)) if along_one else NotImplemented
 
 
 @rule("type_as")
@@ -233,7 +243,7 @@ def _fills(ids: Tensor, dims: set[int], shape: tuple[int, ...]) -> bool:
     return all(d >= offset and ids.size(d - offset) == shape[d] for d in dims)
 
 
-def _bind_broadcast(c: Channels, weight: Weight, ids: Tensor) -> bool:
+def bind_broadcast(c: Channels, weight: Weight, ids: Tensor) -> bool:
     """A parameter that is added or multiplied (LayerScale, for example) follows the channels it meets."""
     offset = ids.dim() - len(weight.shape)
     for d in varying(ids):
@@ -249,36 +259,38 @@ def _bind_broadcast(c: Channels, weight: Weight, ids: Tensor) -> bool:
       "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
       "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
       "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-      "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d")  # fmt: skip
+      "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
+      "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+      "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")  # fmt: skip
 def spatial(c: Channels, node: fx.Node, x: Tensor, *_: Any, **__: Any) -> Any:
     """Mixes positions, never channels."""
+    return _positions(node, x) if _batched(node, x) else NotImplemented
+
+
+def _positions(node: fx.Node, x: Tensor) -> Any:
+    """`x` [N, channels, ...] at other positions."""
     moved = list(range(2, x.dim()))
-    if not _batched(node, x) or set(moved) & set(varying(x)):
+    if set(moved) & set(varying(x)):
         return NotImplemented
-    result = resize(x, moved, shape_of(node))
-    # adaptive maxima come with their positions, channel by channel too
-    return result if isinstance(node.meta["val"], Tensor) else [result for _ in node.meta["val"]]
+    return pair(node, resize(x, moved, shape_of(node)))  # maxima come with their places, channel by channel too
 
 
-@rule("pixel_shuffle")
-def pixel_shuffle(c: Channels, node: fx.Node, x: Tensor, factor: int) -> Any:
-    """Channels that become the pixels of one are one unit."""
-    ids = along(x, -3)
-    if ids is None:
-        return NotImplemented
-    members = ids.view(-1, factor**2)
-    c.merge(members, members[:, :1].expand(members.shape).clone())
-    return spread(members[:, 0].clone(), -3, shape_of(node))
+@rule("grid_sampler")
+def sampled(c: Channels, node: fx.Node, x: Tensor, grid: Any, *_: Any) -> Any:
+    """All channels at the places that `grid` says."""
+    c.freeze(grid)
+    return _positions(node, x)
 
 
-@rule("pixel_unshuffle")
-def pixel_unshuffle(c: Channels, node: fx.Node, x: Tensor, factor: int) -> Any:
-    """Likewise the other way round."""
-    ids = along(x, -3)
-    return NotImplemented if ids is None else spread(ids.repeat_interleave(factor**2), -3, shape_of(node))
+@rule("affine_grid_generator", of_weights=True)
+def places(c: Channels, node: fx.Node, transform: Any, *_: Any) -> Any:
+    """Of the sizes it is given, the number of channels is not read."""
+    c.freeze(transform)
+    return frozen_like(node)
 
 
-@rule("mean", "sum", "amax", "amin", "logsumexp")
+@rule("mean", "sum", "prod", "amax", "amin", "argmax", "argmin", "any", "all", "logsumexp")
 def reduction(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
     """A mean over positions keeps the channels; one over channels mixes them."""
     dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
@@ -295,10 +307,10 @@ def reduction(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, keepdim: 
 def deviation(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, *_: Any, **__: Any) -> Any:
     """Likewise; some give two results of one shape."""
     dims = None if isinstance(dims, bool) else dims  # x.var(False) has `unbiased` in this place
-    return _pair(node, reduction(c, node, x, dims, keepdim=len(shape_of(node)) == x.dim()))
+    return pair(node, reduction(c, node, x, dims, keepdim=len(shape_of(node)) == x.dim()))
 
 
-def _pair(node: fx.Node, ids: Any) -> Any:
+def pair(node: fx.Node, ids: Any) -> Any:
     """Twice the `ids` of a reduction that gives two tensors."""
     return ids if isinstance(node.meta["val"], Tensor) or not isinstance(ids, Tensor) else [ids, ids]
 
