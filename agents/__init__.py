@@ -7,6 +7,7 @@ from agents.refine import evaluate_run, finetune_run
 from agents.results import SearchResult
 from agents.sb3 import make_sb3_env
 from agents.search import search
+from agents.transfer import train_policy
 
 __all__ = [
     "GraphPolicy",
@@ -18,4 +19,5 @@ __all__ = [
     "finetune_run",
     "make_sb3_env",
     "search",
+    "train_policy",
 ]

@@ -113,7 +113,8 @@ class Annealing:
 
 
 def initial_temperature(changes: list[float]) -> float:
-    """At which the median of `changes` is taken half the times; of those that are not 0, where the median is."""
+    """The temperature at which the median of `changes` is accepted half of the time (if that median is 0: the median of
+    the changes that are not 0)."""
     median = float(np.median(changes))
     if median == 0.0:
         median = float(np.median([change for change in changes if change] or [0.0]))

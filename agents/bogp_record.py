@@ -137,7 +137,7 @@ class BogpResult:
         """Read a run folder.
 
         Raises:
-            FileNotFoundError: the run is not finished, or there is none.
+            FileNotFoundError: there is no run, or it is not finished.
             ValueError: the record is damaged or of another kind.
         """
         path = Path(folder) / RESULT

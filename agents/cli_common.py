@@ -72,7 +72,8 @@ def check_goes_on_alone(context: typer.Context, folder: Path, *allowed: str) -> 
 
 
 def check_has_a_name(folder: Path, model: str, call: str) -> None:
-    """
+    """Check that a run can go on from the command line: its network has a name.
+
     Args:
         folder: of a run to go on with. model: what its record calls the network. call: that goes on in Python.
 
@@ -122,7 +123,7 @@ def newest_run() -> Path:
     """The newest folder in `runs` that holds the result of a search.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such folder.
     """
     found = [path for path in RUNS.glob(f"*/{RESULT}") if written_by(path.parent) not in ("bogp", "train")]
     if found:

@@ -80,7 +80,8 @@ def early(
     Raises:
         ValueError: unknown method, no evaluation, an environment of another kind, or a run to resume that was made
             with other settings.
-        FileExistsError: `out` holds a run, or, to resume, a finished one. FileNotFoundError: none to resume.
+        FileExistsError: `out` holds a run already; with `resume`, a finished one.
+        FileNotFoundError: with `resume`, `out` holds no run.
     """
     mask_env = _checked(env, method, evaluations, seed)
     evaluations, seed = int(evaluations), int(seed)  # NumPy's are no seeds to some generators
@@ -106,7 +107,8 @@ def early(
 
 
 def check_request(method: str, evaluations: int, seed: int, sparsity: float) -> None:
-    """
+    """Check what a run of pruning before training is asked for.
+
     Raises:
         ValueError: unknown method, a number out of range, or something to prune for `dense`.
     """

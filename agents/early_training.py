@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from agents.results import WEIGHTS, write_atomic
@@ -14,10 +13,9 @@ from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.evaluation.training import Recipe, recipe_for, train
-from gnnrl_gym.export import state_on_cpu
+from gnnrl_gym.export import save_kept
 from gnnrl_gym.files import read_json
-from gnnrl_gym.pruning.masks import Kept, widths_of, zeros_held
-from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.masks import Kept, zeros_held
 from gnnrl_gym.pruning.recalibration import recalibrate
 
 TRAINED = "trained.json"
@@ -38,7 +36,7 @@ class Outcome:
 
 
 def train_mask(env: MaskEnv, mask: Kept, recipe: Recipe, seed: int) -> Outcome:
-    """Rewind the network of a mask bool [U] to its initial weights, train it, test it before and after."""
+    """Rewind the network of a mask bool [U] to its initial weights, train it, and test it before and after."""
     images, _ = env.data.train.take(env.arguments["recalibration_images"], seed=1).tensors()
     module = env.rewound(mask).to(env.device)
     untrained = accuracy(recalibrate(module, images.to(env.device)), env.data.test)
@@ -56,7 +54,7 @@ def train_mask_once(env: MaskEnv, mask: Kept, recipe: Recipe, seed: int, folder:
         return known["untrained_accuracy"], known["test_accuracy"]
     outcome = train_mask(env, mask, recipe, seed)
     if folder:
-        save_mask(folder / WEIGHTS, env.network, mask, outcome.module)
+        save_kept(folder / WEIGHTS, env.network, mask, outcome.module)
         found = {"untrained_accuracy": outcome.untrained, "test_accuracy": outcome.trained}
         write_atomic(folder / TRAINED, lambda file: file.write(json.dumps(found).encode()))
     return outcome.untrained, outcome.trained
@@ -65,14 +63,3 @@ def train_mask_once(env: MaskEnv, mask: Kept, recipe: Recipe, seed: int, folder:
 def default_recipe(env: MaskEnv) -> Recipe:
     """The recipe of the environment's model by name, else the general one."""
     return recipe_for(env.arguments["model"])
-
-
-def save_mask(path: Path, network: PrunableNetwork, mask: Kept, module: nn.Module) -> None:
-    """Write the pruned network of any mask bool [U] in the form of `gnnrl_gym.export.save_slim`."""
-    content = {
-        "kept": torch.from_numpy(mask),
-        "widths": torch.from_numpy(widths_of(mask, network.widths)),
-        "granularity": getattr(network, "granularity", "channels"),
-        "state_dict": {key: value.clone() for key, value in state_on_cpu(module).items()},
-    }
-    write_atomic(path, lambda file: torch.save(content, file))

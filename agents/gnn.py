@@ -42,7 +42,7 @@ def disjoint_graph(observations: dict[str, Tensor], levels: int) -> GraphBatch:
     """Join the graphs of a `PadGraph` batch, whose entries all have a leading batch dimension `B`.
 
     Raises:
-        ValueError: with several levels, a node's first features say none, or several.
+        ValueError: with several levels, the first features of a node are not the one-hot code of a single level.
     """
     node_mask = observations["node_mask"].bool()
     size = node_mask.shape[1]

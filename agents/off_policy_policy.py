@@ -34,9 +34,9 @@ class NodeActor(nn.Module):
         hidden: width H of an embedding.
         decisions: D.
         arch, activation: hidden layers, shared by all nodes.
-        start: what the untrained network answers, nearly; padding always.
+        start: output of the untrained network (approximately); padded entries always give exactly this.
         node_bias: a free offset per decision position; without, nothing that is saved depends on D.
-        relative: what all decisions have in common is taken off.
+        relative: the mean over all decisions is subtracted.
     """
 
     offset: Tensor  # [D]
@@ -97,7 +97,7 @@ class NodeCritic(nn.Module):
 
 
 def _set_by_position(module: nn.Module, name: str, values: Tensor, learned: bool) -> None:
-    """Where they are not learned, `values` are no part of what is saved, so that the rest fits graphs of any size."""
+    """If `values` are not learned, they are not saved, so that the rest fits graphs of any size."""
     if learned:
         module.register_parameter(name, nn.Parameter(values))
     else:

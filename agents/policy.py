@@ -20,7 +20,8 @@ _OFF_POLICY = "GraphPolicy is for PPO and A2C: SAC takes agents.GraphSACPolicy, 
 
 
 def check_no_sde(settings: dict[str, Any]) -> None:
-    """
+    """Check that the settings don't ask for state-dependent exploration.
+
     Raises:
         ValueError: the state-dependent noise of Stable-Baselines3 is asked for, which knows no padding.
     """

@@ -69,7 +69,8 @@ class _Narrowing(StopWhenSpent):
 
 
 def check_no_schedules(settings: dict[str, Any]) -> None:
-    """
+    """Check that no setting is a function of the time steps left.
+
     Raises:
         ValueError: a setting is a function of the time steps left. A search ends when its evaluations are spent,
             which Stable-Baselines3 can't know: the function would stand at its start for good.

@@ -185,9 +185,10 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def check_wrappers(what: str, env: gym.Env[Any, Any]) -> None:
-    """
+    """Check that `env` has no wrapper that would be lost when its slots are used.
+
     Args:
-        what: wants an environment whose slots go without its wrappers.
+        what: who uses the slots of an environment, which have no wrappers; for the message.
 
     Raises:
         ValueError: `env` has another wrapper than gym.make's own and the recorder.
@@ -236,8 +237,8 @@ def remembered(folder: Path, *entries: str) -> list[dict[str, Any]]:
 
 
 def read_log(folder: Path, *entries: str) -> tuple[list[dict[str, Any]], int]:
-    """The evaluations of a run folder, as `evaluations.jsonl` holds them, and how many bytes their lines have: a
-    half-written last line, of a run that was killed or is running, is none.
+    """The evaluations of a run folder, as `evaluations.jsonl` holds them, and how many bytes their lines have. A
+    half-written last line, of a run that was killed or is running, does not count.
 
     Args:
         entries: what every line must have.

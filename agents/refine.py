@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,18 @@ from gnnrl_gym.checks import check_choice, check_number, check_seed, check_whole
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.evaluation.accuracy import accuracy, resolve_device
 from gnnrl_gym.evaluation.finetuning import finetune
-from gnnrl_gym.evaluation.latency import measure_latency
 from gnnrl_gym.evaluation.precision import fitting_dtype
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.export import read_slim, update_slim
 from gnnrl_gym.files import alone_in, digest_of
+from gnnrl_gym.pruning.masks import zeros_held
 from gnnrl_gym.pruning.network import PrunableNetwork
-from gnnrl_gym.pruning.sparsity import SparseNetwork
+from gnnrl_gym.pruning.timing import take_turns
 from gnnrl_gym.zoo import DataSplits
 
 CHECKPOINT = "finetuning-"  # files of a run folder, while it is fine-tuned
 IMAGES = ("train", "all")
+REPEATS = 50  # forwards behind a latency
 
 
 def finetune_run(
@@ -47,8 +48,8 @@ def finetune_run(
     once, after the last epoch.
 
     Interrupted, it leaves the record as it was, and beside it the last whole epoch: the same call goes on from there
-    and ends as if it had never stopped. A loss that is no number any more leaves it, too. It is computed in the
-    precision that the run was searched in.
+    and ends as if it had never stopped. If the loss becomes NaN or infinite, the record also stays as it was. The
+    training computes in the precision that the run was searched in.
 
     Args:
         model, data: needed where the search was given objects instead of names.
@@ -57,9 +58,9 @@ def finetune_run(
         images: "train": the train split. "all": the search split too, which has done its work once a plan is chosen.
 
     Raises:
-        ValueError: a number out of range, an unknown schedule; other data than the run's, by its labels, size and
-            normalisation; `distill` is above 0 where the dense network of the run has random weights, or the one here
-            has others than the run's; or the training diverged. The run stays as it was.
+        ValueError: a number out of range, an unknown schedule; data whose labels, size or normalisation are not those
+            of the run; `distill` above 0 although the dense network of the run has random weights, or the one given
+            here has other weights than the run's; or the training diverged. The run stays as it was.
         PermissionError: nothing can be written in the run folder. BlockingIOError: another process works there.
     """
     how, folder = _how(epochs, learning_rate, schedule, distill, images, seed), Path(run)
@@ -119,7 +120,7 @@ def _tune(
     def show(epoch: int, loss: float) -> None:
         bar.at(epoch, f"training loss {loss:.3f}")
 
-    with closing(bar), _held(network, slim, result.kept()), fitting_threads(network):
+    with closing(bar), zeros_held(network, slim, result.kept()), fitting_threads(network):
         finetune(slim, splits, **named, on_epoch=show, teacher=teacher, dtype=dtype, checkpoint=checkpoint)
 
 
@@ -171,11 +172,6 @@ def _is_dense(result: SearchResult, run: str | os.PathLike[str], network: Prunab
     return result.dense_is_kept and is_of_run(run, "weights_digest", digest_of(network.model.state_dict()))
 
 
-def _held(network: PrunableNetwork, slim: nn.Module, kept: Any) -> AbstractContextManager[Any]:
-    """While the pruned network trains: what single entries were removed stays zero."""
-    return network.zeros_held(slim, kept) if isinstance(network, SparseNetwork) else nullcontext()
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """A run measured again; pairs are (dense, pruned). Accuracies are shares, latencies seconds per forward."""
@@ -215,7 +211,7 @@ def evaluate_run(
         pruned_accuracy = accuracy(slim, splits.test)
         ours = _is_dense(result, run, network)
         dense_accuracy = accuracy(dense, splits.test) if ours else result.dense_test_accuracy
-        dense_latency, pruned_latency = measure_latency([dense, slim], images)
+        dense_latency, pruned_latency = take_turns([dense, slim], REPEATS, place, (images,))
     return Evaluation(
         accuracy=pruned_accuracy,
         recorded_accuracy=result.test_accuracy if result.finetuned_accuracy is None else result.finetuned_accuracy,

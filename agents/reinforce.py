@@ -62,7 +62,7 @@ class Reinforce:
         return masks
 
     def tell(self, actions: np.ndarray, returns: np.ndarray, infos: list[dict[str, Any]]) -> None:
-        """One step up the gradient estimate; none for a single return."""
+        """One step up the gradient estimate; a single return, or equal ones, change nothing."""
         if len(returns) < 2 or np.ptp(returns) == 0:
             return
         self.logits += self._rate * policy_gradient(self.logits, self._subsets, advantages(returns) / returns.std())

@@ -61,7 +61,8 @@ def replay(folder: Path, command: str, asked: Mapping[str, Any], result: SearchR
 
 
 def _check_has_names(environment: Mapping[str, Any], result: SearchResult) -> None:
-    """
+    """Check that the command line can name the network and the data of a run.
+
     Raises:
         NotACommand: there is no name or path for the network or the data.
     """

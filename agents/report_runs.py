@@ -40,19 +40,19 @@ class Run:
 
     @property
     def early(self) -> bool:
-        """Whether it pruned before training."""
+        """Whether the run prunes before training."""
         return self.command == "early" or (self.result is not None and self.result.metric == "units")
 
     @property
     def state(self) -> str:
-        """Of the search; "" of one that came to its end."""
+        """How the search ended, in words; "" if it came to its end."""
         if self.result is None:
             return "not finished"
         return "interrupted" if self.result.interrupted else ""
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation of the best plan so far, None before one was within the budget."""
+        """The evaluation of the best plan so far, None until a plan is within the budget."""
         within = [line for line in self.log if line["is_success"]]
         return max(within, key=lambda line: line["search_accuracy"], default=None)
 
@@ -67,7 +67,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Nothing is changed in `folder`, where a search may be running.
+    """Read a run folder; it is not changed, and a search may be running in it.
 
     Raises:
         FileNotFoundError: there is no run. ValueError: it is of another kind, or a file is damaged.
@@ -91,9 +91,10 @@ def read_run(folder: Path) -> Run:
 
 
 def _check_result(path: Path, result: SearchResult) -> None:
-    """
+    """Check the entries of a result that a report shows.
+
     Raises:
-        ValueError: an entry that is shown is of another kind than it must be.
+        ValueError: one of them is of the wrong type.
     """
     entries = vars(result)
     check_entries(path, entries, {**dict.fromkeys(_SHARES, Real), "versions": dict})
@@ -121,7 +122,7 @@ def _check_budget(path: Path, entries: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Groups:
-    """Of a plan: kept units of every group, and where they are known all units and a name. `why`: where not, why."""
+    """The groups of a plan: kept units of each, and, if known, all its units and its name. `why`: why they are not."""
 
     kept: list[int]
     dense: list[int] | None = None
@@ -130,7 +131,7 @@ class Groups:
 
 
 def groups_of(run: Run) -> Groups | None:
-    """The plan of a run, or the best so far of one that is not finished; None where it has none, or one of masks."""
+    """The plan of a run, or the best so far of an unfinished one; None without a plan, or if masks are searched."""
     if run.result is None:
         kept = (run.best or {}).get("widths")
         why = "How wide the groups of the dense network are is in the record of a finished run."
@@ -141,7 +142,7 @@ def groups_of(run: Run) -> Groups | None:
 
 
 def _rebuilt(result: SearchResult) -> Groups:
-    """Of old records, which don't hold it: the groups of the named network, whatever its weights."""
+    """The groups of an old record, which does not hold them: those of the named network, whatever its weights."""
     if result.model not in model_names():
         return Groups(result.widths, why=f"{_OLD}: {result.model} is a module of your own.")
     try:

@@ -23,7 +23,7 @@ def percent(share: float | None) -> str:
 
 
 def budget_of(run: Run) -> str:
-    """In words."""
+    """The budget in words."""
     budget, metric = run.about("budget"), run.about("metric")
     if budget is None and run.early:  # not finished
         return f"{1 - float(run.settings.get('sparsity', 0.5)):g} of units"
@@ -168,7 +168,7 @@ def group_table(groups: Groups) -> tuple[Row, list[Row]]:
 
 
 def kept_shares(groups: Groups) -> list[float]:
-    """Of every group, [] where the full widths are not known."""
+    """The kept share of every group; [] if the full widths are not known."""
     return [kept / max(full, 1) for kept, full in zip(groups.kept, groups.dense, strict=True)] if groups.dense else []
 
 

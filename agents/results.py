@@ -1,4 +1,4 @@
-"""The run folder: one record that replays a search, and files that are never half-written."""
+"""`SearchResult`: the record of a search, how it is written and read, and the names of the files in a run folder."""
 
 from __future__ import annotations
 
@@ -209,9 +209,10 @@ class SearchResult:
 
 
 def _check_given(name: str, value: Any, kind: type, such: str) -> None:
-    """
+    """Check that an argument is an object of the class `kind`.
+
     Raises:
-        TypeError: `value` is of another kind, a name or path say.
+        TypeError: it is something else, such as a name or a path.
     """
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be of the class {kind.__name__}, such as {such}, got {value!r:.100}.")
@@ -226,12 +227,12 @@ def _no_result(run: str | os.PathLike[str]) -> str:
 
 
 def how_to_go_on(run: str | os.PathLike[str]) -> str:
-    """With an interrupted search, in words."""
+    """How to go on with an interrupted run, in words."""
     return f"go on with gnnrl {written_by(run)} --resume {shlex.quote(os.fspath(run))}"
 
 
 def written_by(run: str | os.PathLike[str]) -> str | None:
-    """The command that wrote a run folder, None of one that says nothing of it."""
+    """The command that wrote a run folder, or None if the folder does not say."""
     return next((command for command, name in ASKED_OF.items() if (Path(run) / name).is_file()), None)
 
 
@@ -250,7 +251,7 @@ def environment_record(env: NetworkEnv) -> dict[str, Any]:
 
 
 def digest_of_data(data: DataSplits) -> str:
-    """Of labels, size and normalisation of the images (`DIGESTS`)."""
+    """A digest of the labels, and of the size and normalisation of the images (`DIGESTS`)."""
     labels = {"train": data.train.labels, "search": data.search.labels, "test": data.test.labels}
     known: dict[str, Any] = labels | {"mean": data.mean, "std": data.std, "shape": data.input_shape}
     return digest_of({key: torch.as_tensor(value) for key, value in known.items()})

@@ -28,15 +28,16 @@ def finished(folder: Path) -> bool:
 
 
 def seconds_before(folder: Path | None) -> float:
-    """What the search in a run folder took until it was interrupted; 0 where it left no result, being killed."""
+    """How long the search in a run folder took until it was interrupted, in seconds; 0 if it was killed and so left no
+    result."""
     if folder is None or not (folder / RESULT).is_file():
         return 0.0
     return float(read_json(folder / RESULT).get("seconds", 0.0))
 
 
 def is_of_run(run: str | os.PathLike[str], key: str, digest: str) -> bool:
-    """Whether weights or data with this `digest` are those that a run was given, by its record (`DIGESTS`); True of a
-    run whose record holds none, being of before there were digests."""
+    """Whether weights or data with this `digest` are those that a run was given, by its record (`DIGESTS`); also
+    True if the record holds no digest, because it was written by a version without digests."""
     command = written_by(run)
     environment = read_json(Path(run) / ASKED_OF[command]).get("environment") if command else None
     return not isinstance(environment, dict) or environment.get(key) in (None, digest)
@@ -60,7 +61,8 @@ def free_folder(out: str | os.PathLike[str]) -> Path:
 
 
 def check_writable(path: Path, mend: str = "Choose another --out.") -> None:
-    """
+    """Check that a file or folder can be made at `path`.
+
     Args:
         mend: what to do about it.
 
@@ -80,7 +82,7 @@ def begun(out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: boo
     leaves nothing behind.
 
     Raises:
-        BlockingIOError: somebody else does.
+        BlockingIOError: another process works in it.
     """
     there = out is not None and Path(out).exists()
     folder = begin(out, asked, resume, name)
@@ -102,13 +104,14 @@ def _clear(folder: Path, keep: bool) -> None:
 
 
 def begin(out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: bool, name: str) -> Path | None:
-    """The run folder, with what was `asked` in its file `name`; None where none is wanted.
+    """The run folder, with what was `asked` written to its file `name`; None if `out` is None.
 
     Args:
-        resume: it has to hold an unfinished run that was asked the same.
+        resume: the folder has to hold an unfinished run that was asked the same; otherwise it has to be new or empty.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError, PermissionError: it is no such folder.
+        FileNotFoundError, FileExistsError, NotADirectoryError, ValueError, PermissionError: it is not such a folder, or
+            nothing can be written there.
     """
     if resume:
         _check_resumable(out, asked, name)
@@ -121,8 +124,8 @@ def begin(out: str | os.PathLike[str] | None, asked: dict[str, Any], resume: boo
 
 
 def keep_latencies(folder: Path | None, envs: Sequence[PruneEnv]) -> None:
-    """Let plans land by the latencies that a run was begun with: measured again, or on another machine, they would be
-    others, and with them every plan. Runs of before they were kept have those of the cache."""
+    """Let plans land by the latencies that a run was begun with: measured again, or on another machine, they would
+    differ, and every plan with them. Runs of older versions, which kept none, use those of the cache."""
     if folder is None or all(env.meter.table is None for env in envs):
         return
     path = folder / LATENCIES
@@ -165,7 +168,8 @@ def read_asked(run: str | os.PathLike[str], name: str, **kinds: type) -> dict[st
 
 
 def _fine_tuning_left(folder: Path, asked: dict[str, Any]) -> str:
-    """How the fine-tuning of a finished run goes on that was killed after an epoch; "" where none was."""
+    """How to go on with the fine-tuning of a finished run that was killed after an epoch; "" if there is nothing to go
+    on with."""
     from agents.refine import CHECKPOINT  # which checks run folders
 
     left = folder / f"{CHECKPOINT}{read_json(folder / RESULT).get('finetune_epochs') or 0}.pt"
@@ -182,11 +186,10 @@ def _fine_tuning_left(folder: Path, asked: dict[str, Any]) -> str:
 def _finetuned_with(folder: Path, checkpoint: Path, asked: dict[str, Any]) -> list[str]:
     """The options of the fine-tuning that left a checkpoint: with others it would begin anew."""
     settings = torch.load(checkpoint, map_location="cpu", weights_only=True)["settings"]
-    epochs, learning_rate, seed, schedule, (_, distill), _, images = settings[:7]
-    given = {"epochs": epochs, "learning-rate": learning_rate, "schedule": schedule, "distill": distill, "seed": seed}
-    given["images"] = "train" if images == len(SearchResult.load(folder).splits().train) else "all"
+    given = {name: settings[name] for name in ("epochs", "learning_rate", "schedule", "distill", "seed")}
+    given["images"] = "train" if settings["images"] == len(SearchResult.load(folder).splits().train) else "all"
     given["device"] = asked["environment"].get("device", "auto")
-    return [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _check_resumable(out: str | os.PathLike[str] | None, asked: dict[str, Any], name: str) -> None:
@@ -214,7 +217,7 @@ def _flat(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_digests(out: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Of two records of an environment; runs of before there were digests have none."""
+    """Of two records of an environment; those written by a version without digests have none."""
     digests = {key: (before.pop(key, None), now.pop(key, None)) for key in DIGESTS}
     if before != now:  # which says more
         return

@@ -92,12 +92,13 @@ def search(
 
 
 def check_request(method: str, evaluations: int, seed: int, policy: str | os.PathLike[str] | None = None) -> None:
-    """
+    """Check what a search is asked for.
+
     Args:
-        policy: that the method is to start from, as for `agents.ppo.ppo`.
+        policy: what the method starts from, as for `agents.ppo.ppo`.
 
     Raises:
-        ValueError: unknown method, a number out of range, or a policy for a method that starts from none.
+        ValueError: unknown method, a number out of range, or a policy for a method that takes no policy.
         FileNotFoundError: there is no such policy.
     """
     check_choice("method", method, plan_searchers())
@@ -155,7 +156,7 @@ def _result(
         importance=env.arguments["importance"],
         method=method,
         seed=seed,
-        evaluations=len(recorder.accuracies),  # one that was interrupted is none
+        evaluations=len(recorder.accuracies),  # without one that was interrupted
         search_accuracy=recorder.best_accuracy,
         test_accuracy=accuracy(slim, env.data.test),
         seconds=seconds,

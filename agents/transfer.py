@@ -140,7 +140,7 @@ def read_policy(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict
         source: a file that `save_policy` wrote, or "general" for the one that ships with the package.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         ValueError: the file holds something else, or a policy for other graph features.
     """
     path = _SHIPPED / "general.pt" if os.fspath(source) == GENERAL else Path(source)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.registry import RESULTS, Options, benchmarks
+from benchmarks.registry import OUT, Options, benchmarks
 from benchmarks.tables import draw, rebuild
 
 PAGES = ("README.md", "docs")
@@ -31,7 +31,7 @@ def bench(
     distill: Annotated[float, typer.Option(help="Weight of the dense network's outputs in fine-tuning.")] = 0.0,
     images: Annotated[str, typer.Option(help="Of fine-tuning: train, or all, the search's too.")] = "train",
     runs: Annotated[Path, typer.Option(help="Run folders of searches; finished ones are kept.")] = Path("runs/bench"),
-    out: Annotated[Path, typer.Option(help="Folder of the JSON records, also for --tables.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Folder of the JSON records, also for --tables.")] = OUT,
     tables: Annotated[bool, typer.Option(help="Rebuild tables and pictures of README.md and docs/.")] = False,
 ) -> None:
     """Run benchmarks, each of which writes one JSON record; or list them."""

@@ -47,9 +47,10 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _check_kept(path: Path, about: dict[str, Any]) -> None:
-    """
+    """Check that a policy file was trained with what `about` says.
+
     Raises:
-        ValueError: the policy was trained with something else than `about` says. Files of older versions say less.
+        ValueError: it was not. Entries that the file lacks, as those of older versions do, are not checked.
     """
     found = read_policy(path)[1]
     for key, value in about.items():

@@ -68,7 +68,11 @@ def _measure(
 
 
 def _evaluator(name: str, precision: str, size: dict[str, int], device: torch.device) -> PlanEvaluator:
-    """Raises ValueError where the network can't be batched."""
+    """An evaluator on noise images that scores candidates of a network by name.
+
+    Raises:
+        ValueError: candidates of this network can't be scored in one batch.
+    """
     shape = input_shape_for(name)
     network = PrunableNetwork(load_model(name, "random", 10).to(device), torch.zeros(1, *shape, device=device))
     if reason := obstacle(network):

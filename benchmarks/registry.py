@@ -16,6 +16,8 @@ from agents.run_folder import check_writable
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
 
 RESULTS = Path(__file__).parent / "results"
+# an installed package keeps the records that it came with
+OUT = RESULTS if (RESULTS.parents[1] / "setup.cfg").is_file() else Path("runs/bench/results")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Options:
         model, weights, data: for benchmarks on real networks; None where the benchmark chooses.
         seeds, evaluations, budget: of searches.
         workers: processes, each with one thread.
-        methods: searchers to run; none: all of the benchmark's.
+        methods: searchers to run; empty: all of the benchmark's.
         epochs, distill, images: of fine-tuning; the weight of the dense network's outputs in its loss, and whether it
             sees the "train" images or "all", those of the search too.
         runs: folder for the run folders of searches, from which an interrupted benchmark resumes.
@@ -89,7 +91,8 @@ class Benchmark:
     figure: Callable[[dict[str, Any], Path], None] | None = None
 
     def measure(self, options: Options, folder: Path = RESULTS) -> Path:
-        """Run it and write `NAME[-VARIANT].json` with seed, machine and versions: those of now, if `run` says none.
+        """Run it and write `NAME[-VARIANT].json` with seed, machine and versions: the present ones, unless `run`
+        gives others.
 
         Raises:
             NotADirectoryError, PermissionError: nothing can be written in `folder`; said before any work starts.

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from gnnrl_gym.copies import copy_of
+from gnnrl_gym.copies import copy_of, mode
 from gnnrl_gym.errors import MissingExtra, UnsupportedOperation
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.arguments import cloned
-from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.draws import gpus_of, seeded
+from gnnrl_gym.pruning.masks import Kept, widths_of
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
 from gnnrl_gym.pruning.sparsity import CHANNELS, make_network
 from gnnrl_gym.zoo.state_dicts import load_into, why_unreadable
@@ -52,11 +50,15 @@ def save_slim(path: str | os.PathLike[str], network: PrunableNetwork, widths: Pl
     Raises:
         ValueError: `module` is not the pruned network of `widths`.
     """
-    kept = network.kept(widths)
+    save_kept(path, network, network.kept(widths), module)
+
+
+def save_kept(path: str | os.PathLike[str], network: PrunableNetwork, kept: Kept, module: nn.Module) -> None:
+    """As `save_slim`, of any units that are `kept`, bool [U]: also those of a mask that no plan gives."""
     load_into(network.slimmer.slim(kept), module.state_dict(), "the module")  # names and shapes are those of the plan
     content = {
         "kept": torch.from_numpy(kept),
-        "widths": torch.from_numpy(_widths(network, kept)),
+        "widths": torch.from_numpy(widths_of(kept, network.widths)),
         "granularity": getattr(network, "granularity", CHANNELS),
         "state_dict": state_on_cpu(module),
     }
@@ -113,7 +115,7 @@ def rebuild_slim(network: PrunableNetwork, saved: dict[str, Any], source: str = 
             f"The plan in {source} is of another network: it has {len(kept)} units, {type(network.model).__name__} "
             f"has {int(network.widths.sum())}."
         )
-    widths = _widths(network, kept)
+    widths = widths_of(kept, network.widths)
     network.params(widths)  # raises on an empty layer
     if saved["widths"] is not None and saved["widths"].tolist() != widths.tolist():
         raise ValueError(f"The widths in {source} are not those of its plan: another network, or a damaged file.")
@@ -135,12 +137,6 @@ def update_slim(path: str | os.PathLike[str], module: nn.Module, finetuning: Seq
     changes = {"state_dict": state, "finetuning": list(map(dict, finetuning))}
     content = {key: value for key, value in saved.items() if value is not None} | changes
     write_atomic(Path(path), lambda file: torch.save(content, file))
-
-
-def _widths(network: PrunableNetwork, kept: Any) -> Ints:
-    """Kept units of every group [A]: units are numbered group by group."""
-    starts = np.cumsum(network.widths) - network.widths
-    return np.asarray(np.add.reduceat(kept, starts, dtype=np.int64))
 
 
 def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
@@ -243,7 +239,7 @@ def _onnx_runner(content: bytes) -> Callable[..., Any]:
 def _exported(module: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
     try:
         # as in `gnnrl_gym.graph.trace`
-        with _evaluating(module), torch.compiler.set_stance("force_eager"):
+        with mode(module, False), torch.compiler.set_stance("force_eager"):
             return torch.export.export(module, args, dynamic_shapes=_any_batch(module, args), strict=False)
     except Exception as error:
         raise UnsupportedOperation(
@@ -275,7 +271,7 @@ def _samples(value: Tensor, batch: int) -> Tensor:
 
 
 def _check_same(module: nn.Module, program: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    with _evaluating(module):
+    with mode(module, False):
         expected = _answer(module, args)
     if not _alike(_answer(program, args), expected):
         raise UnsupportedOperation(f"The exported {type(module).__name__} computes something else: it was not written.")
@@ -283,7 +279,7 @@ def _check_same(module: nn.Module, program: Callable[..., Any], args: tuple[Any,
 
 def _draws(module: nn.Module, args: tuple[Any, ...]) -> bool:
     """Whether it gives something else each time, in eval mode."""
-    with _evaluating(module):
+    with mode(module, False):
         return not _alike(*(_answer(module, args, seed) for seed in (0, 1)))
 
 
@@ -307,15 +303,3 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     tolerance = max(TOLERANCE, 10 * torch.finfo(expected.dtype).eps)  # half precision rounds more
     largest = expected[expected.isfinite()].abs().amax().item() if expected.isfinite().any() else 0.0
     return bool(torch.isclose(found, expected, 0, tolerance * largest).all())  # infinities are equal: masked logits
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode afterwards."""
-    before = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in before:
-            part.training = mode

@@ -96,12 +96,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_entries(path: Path, found: dict[str, Any], kinds: Mapping[str, type]) -> None:
-    """
+    """Check that a JSON file has the entries that it must have.
+
     Args:
-        found: what a JSON file at `path` holds. kinds: of the entries that it must have.
+        path: the file, for the message.
+        found: what it holds.
+        kinds: the entries that it must have, and the class of each.
 
     Raises:
-        ValueError: one is missing, or of another kind.
+        ValueError: one is missing, or of another class.
     """
     for name, kind in kinds.items():
         if name not in found:
@@ -118,7 +121,7 @@ def plain(value: Any) -> Any:
 
 
 def digest_of(tensors: Mapping[str, Any]) -> str:
-    """Of names, kinds, shapes and values; the same on every device and in every process."""
+    """A digest of names, types, shapes and values; the same on every device and in every process."""
     found = hashlib.sha256()
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor):  # a module may keep other things in its state

@@ -70,10 +70,10 @@ class PadGraph(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Raises:
         TypeError: the spaces of `env` are of another kind.
-        ValueError: a graph or an action space is larger than its maximum, or has a link to no node, or other edge
-            features than one row for each link, or is no hierarchy as described where it should be one, or the bounds
-            of the actions have changed (also from `reset` and `step`); an action of another shape; or a maximum that is
-            none, an action space without a component, or a node space without a feature.
+        ValueError: a maximum is not a whole number of at least 1 (`max_edges`: 0); the action space has no component,
+            or the node space no feature. Also from `reset` and `step`: a graph or an action space is larger than its
+            maximum, a link leads to no node, there is not one row of edge features for each link, a graph with several
+            levels is no hierarchy as described, the bounds of the actions have changed, or an action has another shape.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ def _check_bounds(now: spaces.Space[Any], padded: spaces.Space[Any]) -> None:
 
 
 def _put(what: str, rows: NDArray[Any], padded: Padded) -> None:
-    """`rows` into the first ones of their place; none at all may come as an empty list."""
+    """Write `rows` into the first rows of their array; no rows at all may come as an empty list."""
     columns = padded[what].shape[1]
     if len(rows) and rows.shape[1:] != (columns,):
         raise ValueError(f"the {what} of a graph must have a row of {columns} for each, got shape {rows.shape}")

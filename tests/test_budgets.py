@@ -23,7 +23,6 @@ from agents import SearchResult, search
 from agents.search_cli import _budget
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.prune import PruneEnv
-from gnnrl_gym.evaluation.latency import measure_latency
 from gnnrl_gym.pruning.latency import LatencyTable, _rounded
 from gnnrl_gym.pruning.timing import take_turns
 from gnnrl_gym.zoo import load_model
@@ -182,7 +181,7 @@ def test_measuring_changes_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     network = PrunableNetwork(InPlace(), example.clone())
     LatencyTable(network, 2, tmp_path).check(network.widths // 2)
     assert torch.equal(network.example_input[0], example)
-    measure_latency([network.model], given := example.clone(), 2)
+    take_turns([network.model], 2, torch.device("cpu"), (given := example.clone(),))
     assert torch.equal(given, example)
 
 

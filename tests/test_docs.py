@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+import gnnrl_gym
 from benchmarks.registry import RESULTS, benchmarks
 from gnnrl_gym.zoo.data import data_names
 
@@ -69,3 +70,21 @@ def test_the_benchmarks_and_tables_of_the_pages_exist() -> None:
     assert "reward-report" in run and "search-speed" in tables
     assert run <= benchmarks().keys()
     assert tables <= {path.stem for path in RESULTS.glob("*.json")}
+
+
+def test_the_architecture_names_every_module_in_its_folder() -> None:
+    rooms = (ROOT / "docs/architecture.md").read_text().split("\n## Rooms\n")[1].split("\n## ")[0]
+    named, folder = [], ""
+    for line in re.findall(r"^    (.*)", rooms, re.MULTILINE):
+        first = line.split()[0]
+        if first.endswith("/"):
+            folder = first
+        else:
+            named.append(folder + first)
+    packages = ("gnnrl_gym", "agents", "benchmarks")
+    files = [path.relative_to(ROOT).as_posix() for name in packages for path in (ROOT / name).rglob("*.py")]
+    assert sorted(named) == sorted(path for path in files if not path.endswith("__init__.py"))
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {gnnrl_gym.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -285,6 +285,31 @@ def test_of_several_outputs_the_first_is_trained(digits: DataSplits, form: Any) 
     train(several, digits, Recipe(1), 0, torch.device("cpu"), 2)
 
 
+def test_it_trains_as_it_says(digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Nesterov momentum, weight decay, and images that are shifted by up to an eighth of a side."""
+    import gnnrl_gym.evaluation.finetuning as module
+
+    made, shifts = list[Any](), list[Any]()
+    sgd, augment = torch.optim.SGD, module.augment
+
+    def kept(*given: Any, **settings: Any) -> Any:
+        made.append(sgd(*given, **settings))
+        return made[-1]
+
+    def seen(images: Tensor, generator: Any, most: Any, flip: bool) -> Tensor:
+        shifts.append((most, flip, len(images)))
+        return augment(images, generator, most, flip=flip)
+
+    monkeypatch.setattr(torch.optim, "SGD", kept)
+    monkeypatch.setattr(module, "augment", seen)
+    finetune(load_model("digits-resnet"), digits, 1, 0.03)
+    (optimizer,) = made
+    defaults = {"lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+    assert defaults.items() <= optimizer.defaults.items()
+    assert sum(count for _, _, count in shifts) == len(digits.train)
+    assert {each[:2] for each in shifts} == {((1, 1), False)}  # of 8 by 8 pixels; digits are not mirrored
+
+
 def test_the_callers_generator_is_left_alone(digits: DataSplits) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -159,6 +159,16 @@ def test_the_search_goes_on_from_there(policy: Path, digits_env: gym.Env[Any, An
     assert len({tuple(plan) for plan in plans}) > 6
 
 
+def test_what_the_policy_knows_stays(policy: Path, digits_env: gym.Env[Any, Any]) -> None:
+    """Only the offsets of the groups are learned, and the value of the state."""
+    digits_env.reset(seed=0)
+    agent = ppo(PlanRecorder(digits_env, 13), seed=0, policy=policy)
+    learned, known = agent.policy.state_dict(), read_policy(policy)[0]
+    assert learned["node_bias"].any()
+    kept = [name for name in known if "value_net" not in name and name != "log_std"]
+    assert len(kept) > 20 and all(torch.equal(learned[name].cpu(), known[name]) for name in kept)
+
+
 @pytest.mark.parametrize("first", [-0.2, -1.0])
 def test_exploration_narrows_from_where_it_is_asked_to(first: float, policy: Path, digits_env: Any) -> None:
     kwargs = {"log_std_init": first}

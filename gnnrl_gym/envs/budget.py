@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+from gnnrl_gym.checks import check_choice
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.latency import LatencyTable
 from gnnrl_gym.pruning.network import PrunableNetwork
@@ -26,8 +27,7 @@ def budgets_by_metric(budget: Budget, metric: str) -> dict[str, float]:
     if not found:
         raise ValueError("budget={} counts nothing: give a number, or shares by metric such as {'macs': 0.5}.")
     for name, share in found.items():
-        if name not in METRICS:
-            raise ValueError(f"Unknown metric {name!r}: choose one of {', '.join(METRICS)}.")
+        check_choice("metric", name, METRICS)
         if not isinstance(share, Real) or not 0 < float(share) < 1:
             raise ValueError(f"budget is a share of the dense cost in (0, 1), got {share!r} for {name}.")
     return {name: float(share) for name, share in found.items()}
@@ -73,9 +73,10 @@ class Meter:
         return max(self.ratio(metric, widths) - budget for metric, budget in budgets.items())
 
     def check(self, budgets: Mapping[str, float], floors: Ints) -> None:
-        """
+        """Check that the smallest plan allowed, `floors` [A], meets every budget.
+
         Raises:
-            ValueError: a budget can't be met at the floors.
+            ValueError: it does not meet one of them.
         """
         for metric, budget in budgets.items():
             least = self.ratio(metric, floors)

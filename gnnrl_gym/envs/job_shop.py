@@ -91,7 +91,7 @@ class JobShopEnv(gym.Env[spaces.GraphInstance, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[spaces.GraphInstance, dict[str, Any]]:
-        """Begin with an empty schedule, of a new problem where none is fixed.
+        """Begin with an empty schedule: of the fixed problem, or else of a new random one.
 
         Raises:
             ValueError: an unknown option, or a problem of another size; nothing has changed then.

@@ -15,12 +15,12 @@ def round_widths(share: Floats, full: Ints, floors: Ints) -> Ints:
 
 
 def to_steps(widths: Ints, round_to: int) -> Ints:
-    """Widths in steps of `round_to` units, the last one begun counting whole."""
+    """Number of steps of `round_to` units that each width needs, rounded up."""
     return -(-widths // round_to)
 
 
 def to_widths(steps: Ints, full: Ints, round_to: int) -> Ints:
-    """Steps -> widths: multiples of `round_to`, or the full width where that is none."""
+    """Steps -> widths: multiples of `round_to`, but never above the full width."""
     return np.minimum(steps * round_to, full)
 
 

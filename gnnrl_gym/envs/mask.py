@@ -184,7 +184,13 @@ class MaskEnv(NetworkEnv, EzPickle):
         return self._observation(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[spaces.GraphInstance, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Score the mask of the highest of `action` [U]. The episode ends."""
+        """Score the mask that keeps the units with the highest scores in `action` [U]. The episode ends.
+
+        Raises:
+            RuntimeError: no episode is running.
+            ValueError: the action is of another shape or not finite; nothing has changed then. Any finite score counts,
+                also one outside [0, 1].
+        """
         if not self._running:
             raise RuntimeError("No episode is running: call reset() first.")
         self.evaluate(self.mask_of(action))
@@ -205,7 +211,8 @@ class MaskEnv(NetworkEnv, EzPickle):
         """One evaluation: the search accuracy in [0, 1] of a mask bool [U], by the objective.
 
         Raises:
-            ValueError: no mask; nothing is counted then.
+            ValueError: `mask` is of another shape, or not only of True and False (1 and 0). No evaluation is counted
+                then.
         """
         mask = self._checked_mask(mask)
         self._accuracy = self.evaluator.score(mask)

@@ -121,9 +121,10 @@ def splits_for(data: str | os.PathLike[str] | DataSplits, model: str | nn.Module
 
 
 def check_model(model: Any) -> None:
-    """
+    """Check that an environment was given a network that it can use.
+
     Raises:
-        ValueError: it is neither a name nor a module.
+        ValueError: it is neither a name nor an `nn.Module`.
     """
     if not isinstance(model, str | nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
@@ -131,9 +132,10 @@ def check_model(model: Any) -> None:
 
 
 def check_weights(model: str | nn.Module, weights: str | os.PathLike[str] | None) -> None:
-    """
+    """Check that weights are given only with a model by name.
+
     Raises:
-        ValueError: weights beside a module, which has its own.
+        ValueError: there are weights and a module, which has its own.
     """
     if weights is not None and not isinstance(model, str):
         raise ValueError(
@@ -143,10 +145,11 @@ def check_weights(model: str | nn.Module, weights: str | os.PathLike[str] | None
 
 
 def check_outputs(module: nn.Module, data: DataSplits, device: torch.device) -> None:
-    """
+    """Check that a network classifies the images of `data`: [N, C, H, W] in, one tensor [N, classes] out.
+
     Raises:
-        ValueError: `module` (put into eval mode) does not take the images, or its answer is no tensor with an output
-            for every class.
+        ValueError: `module` (put into eval mode) does not take the images, or does not return one tensor with an
+            output for every class.
     """
     x, _ = data.train.take(2, seed=1).tensors()
     try:

@@ -69,7 +69,13 @@ class PoolEnv(gym.Env[spaces.GraphInstance, Any]):
         return self._observation(), self._info()
 
     def step(self, action: Any) -> tuple[spaces.GraphInstance, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Score the graph that `action` means; the episode ends."""
+        """Score the graph that `action` means; the episode ends.
+
+        Raises:
+            RuntimeError: no episode is running.
+            ValueError: the action is of another shape, not finite, or outside the action space (an index must be a
+                whole number). Nothing has changed then.
+        """
         if not self._running:
             raise RuntimeError("No episode is running: call reset() first.")
         self._last = self.choose(action)
@@ -114,7 +120,7 @@ class PoolEnv(gym.Env[spaces.GraphInstance, Any]):
         return np.int64(index) if self.action == "index" else self.pool.units[index].astype(np.float32)
 
     def evaluate(self, index: int) -> float:
-        """One evaluation: the search accuracy in [0, 1] of a graph; the same graph has the same."""
+        """One evaluation: the search accuracy in [0, 1] of a graph. The same graph always gets the same score."""
         self.evaluations += 1
         if index not in self._scores:
             self._scores[index] = self.measure(index)

@@ -233,7 +233,13 @@ class PruneEnv(NetworkEnv, EzPickle):
         return self._observation(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[spaces.GraphInstance, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Remove the share `action` [A] of every group's remaining units."""
+        """Remove the share `action` [A] of every group's remaining units.
+
+        Raises:
+            RuntimeError: no episode is running.
+            ValueError: the action is of another shape, not finite, or has a ratio outside [0, 1]. Nothing has changed
+                then.
+        """
         ratios = self._checked(action)
         self._share, self.widths = self._shrink(ratios)
         self._steps = (self._steps or 0) + 1
@@ -273,7 +279,8 @@ class PruneEnv(NetworkEnv, EzPickle):
         """One evaluation: the recalibrated search accuracy in [0, 1] of a plan [A].
 
         Raises:
-            ValueError: no plan, here and wherever one is given; nothing is counted then.
+            ValueError: `widths` is not a valid plan (all methods that take one raise this); no evaluation is counted
+                then.
         """
         plan = self._one_plan(widths)
         self._episode_evaluations += 1
@@ -292,7 +299,11 @@ class PruneEnv(NetworkEnv, EzPickle):
         return found
 
     def peek(self, action: np.ndarray) -> Ints | None:
-        """The plan that `step(action)` would score, or None where it would score none. Changes nothing."""
+        """The plan that `step(action)` would score, or None where it would score none. Changes nothing.
+
+        Raises:
+            RuntimeError, ValueError: as `step`.
+        """
         widths = self._shrink(self._checked(action))[1]
         return widths if self.within_budget(widths) else None
 
@@ -352,9 +363,10 @@ class PruneEnv(NetworkEnv, EzPickle):
 
 
 def _check_counts_weights(granularity: str, budgets: Mapping[str, float]) -> None:
-    """
+    """Check that all budgets count parameters, as pruning of single weights needs it.
+
     Raises:
-        ValueError: a budget counts what stays as it is when single weights go.
+        ValueError: one counts something that does not change when single weights are removed.
     """
     for metric in budgets:
         if metric != "params":

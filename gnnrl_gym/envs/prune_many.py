@@ -85,7 +85,7 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
 
     @property
     def device(self) -> Any:
-        """Where candidates run."""
+        """The device that candidates run on."""
         return self.inner.device
 
     def slots(self, count: int) -> list[PruneManyEnv]:
@@ -139,7 +139,8 @@ class PruneManyEnv(gym.Env[spaces.GraphInstance, np.ndarray], EzPickle):
 
 
 def _made(network: Mapping[str, Any] | gym.Env[Any, Any], render_mode: str | None) -> PruneEnv:
-    """
+    """The environment of one network: made from arguments, or a slot of the one that is given.
+
     Raises:
         TypeError: neither arguments nor a pruning environment.
     """
@@ -154,9 +155,10 @@ def _made(network: Mapping[str, Any] | gym.Env[Any, Any], render_mode: str | Non
 
 
 def _check_budget(env: PruneEnv, number: int, lowest: float) -> None:
-    """
+    """Check that a network can meet the lowest budget, since otherwise some reset would fail, perhaps hours later.
+
     Raises:
-        ValueError: a network can't meet the lowest budget, so that some reset would fail, hours later.
+        ValueError: it can't.
     """
     try:
         env._budgets_for(lowest)

@@ -131,7 +131,7 @@ class PlanEvaluator:
 
     @property
     def layout(self) -> torch.memory_format:
-        """In which candidates and images are held."""
+        """The memory layout of candidates and images."""
         return torch.channels_last if self._channels_last else torch.contiguous_format
 
     def _worth_a_batch(self) -> bool:
@@ -152,7 +152,8 @@ class PlanEvaluator:
         return model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload,no-any-return]
 
     def score(self, widths: Ints) -> float:
-        """One evaluation: Top-1 accuracy in [0, 1] of a plan [A] on the search images; the same plan has the same."""
+        """One evaluation: Top-1 accuracy in [0, 1] of a plan [A] on the search images. Equal plans always get the same
+        score."""
         self.evaluations += 1
         key = plan_key(widths)
         if key not in self._scores and (self.batched or self.workers):
@@ -181,7 +182,8 @@ class PlanEvaluator:
 
     def _in_one_batch(self, candidates: BatchedCandidates, plans: Sequence[Ints]) -> dict[bytes, float]:
         """Scores of all `plans`, those that are known, too: a resumed search knows more of them, and how many are in a
-        batch decides on rounding. Where the memory is too small for a single one: none, and no batches any more."""
+        batch decides on rounding. Where the memory is too small even for one candidate: no scores, and no batch is
+        tried again."""
         batch, data = {plan_key(plan): plan for plan in plans}, (self._calibration, self._search, self._labels)
         with contextlib.suppress(torch.OutOfMemoryError):
             found = candidates.accuracies(list(batch.values()), *data, self.dtype)
@@ -233,5 +235,5 @@ class PlanEvaluator:
 
 
 def plan_key(widths: Ints) -> bytes:
-    """The same for equal plans [A] on every machine."""
+    """Bytes that identify a plan [A], on every machine alike."""
     return widths.astype(">i8").tobytes()

@@ -62,7 +62,7 @@ class CandidateNorm(nn.Module):
         self.train()
 
     def settle(self) -> None:
-        """From now on the running statistics are what normalises."""
+        """From now on normalise by the running statistics."""
         self.eval()
         self._affine = self._scale_and_shift(self.mean, self.var)
 
@@ -191,9 +191,9 @@ class BatchedCandidates:
 def obstacle(network: PrunableNetwork) -> str | None:
     """Why plans of `network` can't be scored as one batch, or None where they can.
 
-    Frozen channels (under LayerNorm or GroupNorm, say) are none, whole attention heads neither. What is: weights pruned
-    one by one, weights that no torch.nn layer of their own applies, BatchNorm without running statistics, and a forward
-    that does more with the batch than to hand it on, which shows in a trial with random plans.
+    Frozen channels (under LayerNorm or GroupNorm, say) and whole attention heads are no obstacle. Obstacles are:
+    weights pruned one by one, weights that no torch.nn layer of their own applies, BatchNorm without running
+    statistics, and a forward that does more with the batch than to hand it on, which a trial with random plans shows.
     """
     if isinstance(network, SparseNetwork):
         return "single weights are pruned, not channels"

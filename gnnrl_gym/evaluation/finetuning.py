@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from gnnrl_gym.checks import check_number, check_seed, check_whole
+from gnnrl_gym.checks import check_choice, check_number, check_seed, check_whole
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.layout import put_on
 from gnnrl_gym.evaluation.training import main_output
@@ -47,8 +47,12 @@ def finetune(
     interrupted or not; on a GPU where it has deterministic algorithms for all that the network does.
 
     Args:
+        model: a classifier; images [N, C, H, W] in, scores [N, classes] out.
+        data: its train split is used, its normalisation, and whether images may be mirrored (`flip`).
         epochs: passes over the train split; 0 leaves the model as it is.
         learning_rate: the peak of the schedule.
+        seed: of the order of the images, their crops, and what the network draws (dropout); in [0, 2**32).
+        device: where to train; the network is moved there. None: where its parameters are.
         on_epoch: called with (epoch from 1, mean training loss) after each.
         schedule: "cosine": from the peak to 0. "one-cycle": up to the peak in three tenths of the steps, then down to
             0, and the momentum from 0.95 to 0.85 and back (Smith and Topin 2017).
@@ -63,8 +67,9 @@ def finetune(
         `model`, in eval mode, after the last epoch. No split chooses an epoch.
 
     Raises:
-        ValueError: unknown schedule, a weight outside [0, 1], a learning rate or temperature not above 0, epochs or a
-            seed that are none. After an epoch: its loss or a weight is no finite number; no checkpoint is written.
+        ValueError: `schedule` is unknown, `distill` is outside [0, 1], `learning_rate` or `temperature` is not above 0,
+            `epochs` is not a whole number of at least 0, or `seed` is not one in [0, 2**32). Also after an epoch whose
+            loss or weights are not finite; no checkpoint is written then.
     """
     check_whole(0, epochs=epochs)
     check_seed(seed=seed)
@@ -77,8 +82,9 @@ def finetune(
     steps = epochs * data.train.shuffled_batches(BATCH)
     scheduler = _scheduler(schedule, optimizer, learning_rate, max(steps, 1))
     training = _Training(model, optimizer, scheduler, generator, layout)
-    settings: list[Any] = [epochs, learning_rate, seed, schedule, [temperature, distill], str(dtype)]
-    settings += _material(data, model, teacher) if checkpoint else []
+    settings: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed, "schedule": schedule}
+    settings |= {"temperature": temperature, "distill": distill, "dtype": str(dtype)}
+    settings |= _material(data, model, teacher) if checkpoint else {}
     step = _step(model, teacher, device, dtype, temperature, distill)
     done = training.load(checkpoint, settings) if checkpoint else 0
     # dropout draws from the global generator
@@ -112,11 +118,13 @@ def _step(
     return step
 
 
-def _material(data: DataSplits, *networks: nn.Module | None) -> list[Any]:
+def _material(data: DataSplits, model: nn.Module, teacher: nn.Module | None) -> dict[str, Any]:
     """What a training is made from, in few numbers: the images by their labels, shape and normalisation."""
-    states = [{} if network is None else network.state_dict() for network in networks]
-    digests = [digest_of(each) for each in ({"labels": data.train.labels}, *states)]
-    return [len(data.train), data.input_shape, data.flip, data.mean, data.std, *digests]
+    given = {"labels": {"labels": data.train.labels}, "model": model.state_dict()}
+    given["teacher"] = {} if teacher is None else teacher.state_dict()
+    about = {"images": len(data.train), "shape": data.input_shape, "flip": data.flip}
+    about |= {"mean": data.mean, "std": data.std}
+    return about | {name: digest_of(tensors) for name, tensors in given.items()}
 
 
 def distillation_loss(
@@ -164,13 +172,13 @@ class _Training:
             total += value.detach() * len(labels)
         return float(total) / len(data.train)
 
-    def save(self, path: Path, settings: list[Any], epoch: int) -> None:
+    def save(self, path: Path, settings: dict[str, Any], epoch: int) -> None:
         """Write everything, at once or not at all."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         state = {**parts, "generator": self.generator.get_state(), "settings": settings, "epoch": epoch}
         write_atomic(path, lambda file: torch.save(state, file))
 
-    def load(self, path: Path, settings: list[Any]) -> int:
+    def load(self, path: Path, settings: dict[str, Any]) -> int:
         """Go on from a file, if it is there and of a training with the same settings: the epochs that are done."""
         try:
             state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
@@ -194,7 +202,6 @@ def _scheduler(name: str, optimizer: torch.optim.Optimizer, peak: float, steps: 
 
 
 def _check(schedule: str, distill: float) -> None:
-    if schedule not in SCHEDULES:
-        raise ValueError(f"Unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}.")
+    check_choice("schedule", schedule, SCHEDULES)
     if not isinstance(distill, Real) or not 0 <= distill <= 1:
         raise ValueError(f"distill is a weight in [0, 1], got {distill!r}.")

@@ -24,7 +24,7 @@ _ZEROS_OF_ZEROS = {
 
 
 def norms(network: PrunableNetwork) -> Iterator[tuple[str, Ints]]:
-    """Path of every BatchNorm that runs, and the unit of each of its channels, -1 for none."""
+    """Path of every BatchNorm that runs, and the unit of each of its channels, -1 for no unit."""
     for node in network.trace.operations():
         if operator_name(node) == "batch_norm":
             mean: Weight = network.channels.values[node.args[3]]  # type: ignore[index]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gnnrl_gym.checks import check_choice
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.evaluation.linear_chain import LinearChain
@@ -30,8 +31,7 @@ def weights_to_score(
     Raises:
         ValueError: an unknown objective.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"Unknown objective {objective!r}: choose one of {', '.join(OBJECTIVES)}.")
+    check_choice("objective", objective, OBJECTIVES)
     return train(copy_of(model), data, recipe, seed, device) if objective == "pretrained" else model
 
 
@@ -39,7 +39,7 @@ def proxy_of(objective: str | None, steps: int, recipe: Recipe, seed: int) -> tu
     """What `ObjectiveEvaluator` trains each candidate by, if anything.
 
     Raises:
-        ValueError: no step.
+        ValueError: `steps` is below 1.
     """
     if objective != "proxy":
         return None
@@ -99,7 +99,8 @@ class MaskEvaluator(ObjectiveEvaluator):
         self._chain = LinearChain(self.network.model, self._search) if chain else None
 
     def score(self, plan: Ints | Kept) -> float:
-        """One evaluation: Top-1 accuracy in [0, 1] of a mask bool [U] on the search images; of equal ones the same."""
+        """One evaluation: Top-1 accuracy in [0, 1] of a mask bool [U] on the search images. Equal masks get the same
+        score."""
         self.evaluations += 1
         key = digest(np.asarray(plan, np.bool_)).encode()
         if key not in self._scores:
@@ -107,8 +108,8 @@ class MaskEvaluator(ObjectiveEvaluator):
         return self._scores[key]
 
     def begin(self) -> None:
-        """A search begins: masks that were scored before have no part in how a chain's sums are rounded, nor have the
-        scores that they had."""
+        """Begin a new search. A chain forgets earlier masks and their scores, since the rounding of its sums depends on
+        the masks before."""
         if self._chain is not None:
             self._chain = LinearChain(self.network.model, self._search)
             self._scores.clear()

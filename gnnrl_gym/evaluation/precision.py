@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from gnnrl_gym.checks import check_choice
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.evaluation.threads import SMALL
 from gnnrl_gym.graph.arguments import cloned
@@ -24,8 +25,7 @@ def fitting_dtype(precision: str, network: PrunableNetwork, device: torch.device
     Raises:
         ValueError: an unknown precision, or bfloat16 for a network that does not run in it.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    check_choice("precision", precision, PRECISIONS)
     worth = network.macs(network.widths) >= SMALL and _has_bfloat16(device)
     if precision == "float32" or (precision == "auto" and not worth):
         return torch.float32

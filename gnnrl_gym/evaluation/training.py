@@ -54,7 +54,7 @@ class Recipe:
         check_number("at least 0", weight_decay=self.weight_decay)
 
     def of(self, **changes: Any) -> Recipe:
-        """The same with changes; those that are None are none."""
+        """A copy with `changes` applied; a change whose value is None is ignored."""
         return replace(self, **{key: value for key, value in changes.items() if value is not None})
 
     def record(self) -> dict[str, Any]:
@@ -89,6 +89,11 @@ def train(
     Equal seeds give equal runs (on the CPU, with equal threads), and the global random state stays as it is.
 
     Args:
+        model: a classifier; images [N, C, H, W] in, scores [N, classes] out. Of several outputs the first is trained.
+        data: its train split is used, its normalisation, and whether images may be mirrored (`flip`).
+        recipe: epochs, learning rate, batch size, and so on.
+        seed: of the order of the images, their shifts, and what the network draws (dropout).
+        device: where to train; the network is moved there. None: where its parameters are.
         steps: stop after so many batches, with the schedule drawn together to them, instead of after the epochs.
         on_epoch: called with (epoch from 1, mean training loss) after each whole epoch.
 

@@ -102,9 +102,10 @@ class RayCluster:
 
 
 def check_ray() -> None:
-    """
+    """Check that Ray is installed.
+
     Raises:
-        MissingExtra: Ray is not installed.
+        MissingExtra: it is not.
     """
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra("Scoring on a Ray cluster needs ray: pip install gnnrl_gym[ray]")
@@ -141,7 +142,7 @@ def _held(reference: Any) -> Any:
 
 @contextlib.contextmanager
 def scored_by(evaluator: PlanEvaluator, workers: int | None = None, ray: str | None = None) -> Iterator[None]:
-    """Within it, the plans of `evaluator` are measured by others than usual. On equal processors scores are the same.
+    """While it is open, the given workers measure the plans of `evaluator`. On equal processors scores are equal.
 
     Args:
         workers: threads of this machine, each of which measures a plan. Default: as many as torch may use.
@@ -171,9 +172,10 @@ def scored_by(evaluator: PlanEvaluator, workers: int | None = None, ray: str | N
 
 
 def check_workers(workers: int | None, ray: str | None) -> None:
-    """
+    """Check the numbers of threads and the address of a Ray cluster: at most one of the two may be given.
+
     Raises:
-        ValueError: both, or less than one worker.
+        ValueError: both are given, or fewer than one worker.
         MissingExtra: Ray is not installed.
     """
     if workers is not None:

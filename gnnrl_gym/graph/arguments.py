@@ -16,9 +16,10 @@ from gnnrl_gym.errors import UnsupportedOperation
 
 
 def check_model(model: nn.Module) -> None:
-    """
+    """Check that a network can be traced, as far as its modules and parameters tell.
+
     Raises:
-        TypeError: `model` is no `nn.Module`.
+        TypeError: `model` is not an `nn.Module`.
         ValueError: a parameter is not finite, or holds no data.
         UnsupportedOperation: a kind of module that can't be traced.
     """
@@ -33,7 +34,8 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_example(example_input: Any) -> None:
-    """
+    """Check that the example input is a tensor, or a tuple of positional arguments with a tensor among them.
+
     Raises:
         TypeError: it is neither a tensor nor a tuple.
         ValueError: it holds no tensor, or an empty one.
@@ -51,9 +53,10 @@ def check_example(example_input: Any) -> None:
 
 
 def check_outputs(model: nn.Module, outputs: Any) -> None:
-    """
+    """Check that what a forward returned, `outputs`, holds a tensor.
+
     Raises:
-        UnsupportedOperation: the network returns no tensor.
+        UnsupportedOperation: it holds none.
     """
     if not any(isinstance(value, Tensor) for value in tree_leaves(outputs)):
         mend = f"torch.export.register_dataclass({type(outputs).__name__})"

@@ -34,7 +34,7 @@ def norm_inside_heads(c: Channels, node: fx.Node, x: Any, sizes: Any, *weights: 
 
 @rule("linalg_vector_norm")
 def length(c: Channels, node: fx.Node, x: Any, order: Any = 2, dims: Any = None, keepdim: bool = False) -> Any:
-    """Likewise."""
+    """Like `norm_inside_heads`: inside a head it leaves the channels alone, else it mixes them."""
     return reduction(c, node, x, dims, keepdim) if isinstance(x, Tensor) else NotImplemented
 
 

@@ -70,7 +70,8 @@ class Channels:
         across: weights of those that lose channels of every group.
         by_group: weights of those that are to lose whole groups in any case.
         unsupported: "operation at module, line" of everything without a rule that touches channels.
-        made: the same of what touches none, but may meet some (`torch.zeros`): by the id of what it makes.
+        made: the same of operations without a rule that read no channels, but whose result may meet some later
+            (`torch.zeros`): by the id of that result.
         spent: the same of what takes parameters and no channels (a `softmax` of one): by the name of each.
         lifted: ids that were made for a parameter or buffer (`gnnrl_gym.graph.parameters`): by its name.
     """
@@ -195,16 +196,6 @@ Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register `f(channels, node, *args, **kwargs) -> ids` for the ATen operations `names` (without overloads)."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
 def operator_name(node: fx.Node) -> str:
     """The ATen name without namespace, overload and in-place underscore: "conv2d", "add", "getitem"."""
     target: Any = node.target
@@ -263,7 +254,7 @@ def _apply(channels: Channels, node: fx.Node, strict: bool) -> Any:
     if result is not NotImplemented:
         return result
     operands = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, (Tensor, Weight))]
-    if macs := _macs(node):
+    if macs := macs_of(node):
         channels.products.append(Product(node, macs, ()))
     channels.freeze(operands)
     return frozen_like(node, _stopped(channels, node, operands, bool(macs), strict))
@@ -333,7 +324,7 @@ _RECURRENT = {
 }
 
 
-def _macs(node: fx.Node) -> int:
+def macs_of(node: fx.Node) -> int:
     """Multiply-accumulates of an operation that stays as it is."""
 
     def fake(n: fx.Node) -> Any:

@@ -1,4 +1,4 @@
-"""Channel classes -> channel groups: which units exist, what each owns, and the closed-form cost of any plan."""
+"""Channel classes -> channel groups: which units exist, and which channels of which weight each owns."""
 
 from __future__ import annotations
 

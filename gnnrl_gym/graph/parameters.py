@@ -58,7 +58,7 @@ def scaled(node: fx.Node, operands: tuple[Any, ...]) -> Weight | None:
 
 
 def names_of(c: Channels, ids: Tensor) -> list[str]:
-    """Names of the parameters that all of `ids` were made for; none where some were made by a layer."""
+    """Names of the parameters that all of `ids` were made for; empty if some of the ids were made by a layer."""
     some = first(ids, [d for d in range(ids.dim()) if d not in varying(ids)])
     owners = {name: torch.isin(some, own) for name, own in c.lifted.items()}
     whose = {name: found for name, found in owners.items() if found.any()}

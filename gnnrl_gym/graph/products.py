@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gnnrl_gym.graph import channels
 from gnnrl_gym.graph.channels import (
     FROZEN,
     Channels,
@@ -21,6 +20,7 @@ from gnnrl_gym.graph.channels import (
     constant,
     first,
     frozen_like,
+    macs_of,
     operator_name,
     spread,
     varying,
@@ -52,7 +52,7 @@ def _of_values(c: Channels, node: fx.Node, query: Any, key: Any, value: Any, *ma
         return NotImplemented
     c.freeze(query, key, mask)
     everything, scores = len(ids) + query.shape[-1], query.shape[-1]
-    cost = channels._macs(node) // everything
+    cost = macs_of(node) // everything
     c.products.append(Product(node, cost * scores, ()))
     c.products.append(Product(node, cost, (_counter(c, node, ids),)))
     return spread(ids, -1, shape_of(node))
@@ -134,7 +134,7 @@ def _of_two(c: Channels, node: fx.Node, terms: Sequence[str], output: str, opera
             return result
         c.freeze(weights)  # it may mix what is no channel, as the adjacency matrix of a graph does its nodes
         if nodes:
-            c.products.append(Product(node, channels._macs(node), ()))
+            c.products.append(Product(node, macs_of(node), ()))
             return frozen_like(node)
         operands = [torch.tensor(FROZEN).expand(x.shape) if isinstance(x, Weight) else x for x in operands]
     letters = {term[d] for term, x in zip(terms, operands, strict=True) for d in varying(x)}
@@ -191,7 +191,7 @@ def _keep_two(c: Channels, node: fx.Node, ids: Tensor) -> None:
 
 def _count(c: Channels, node: fx.Node, ids: Tensor) -> None:
     """Costs of a product that is as much as there are `ids`."""
-    c.products.append(Product(node, channels._macs(node) // len(ids), (_counter(c, node, ids),)))
+    c.products.append(Product(node, macs_of(node) // len(ids), (_counter(c, node, ids),)))
 
 
 def _counter(c: Channels, node: fx.Node, ids: Tensor) -> Key:

@@ -29,7 +29,7 @@ _POLES = {
 
 def has_pole(c: Channels, node: fx.Node, operands: tuple[Any, ...]) -> bool:
     """Whether an elementwise `node` has a pole where its channels are removed, as 1/x and log have one at zero. With
-    an epsilon, or past a sigmoid, it has none."""
+    an epsilon, or past a sigmoid, there is no pole."""
     name = operator_name(node)
     if name not in _POLES:
         return False

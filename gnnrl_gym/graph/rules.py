@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from gnnrl_gym.errors import UnsupportedOperation
-from gnnrl_gym.graph import channels
 from gnnrl_gym.graph.channels import (
+    RULES,
     Channels,
     Product,
     Rule,
@@ -30,7 +30,8 @@ from gnnrl_gym.graph.trace import shape_of
 
 
 def rule(*names: str, of_weights: bool = False) -> Callable[[Rule], Rule]:
-    """`channels.rule` for ATen alone: a custom operation may bear one of its names and do something else. Without
+    """Register `f(channels, node, *args, **kwargs) -> ids` for the ATen operations `names` (without overloads), and for
+    ATen alone: a custom operation may bear one of its names and do something else. Without
     `of_weights`, what is done to a parameter itself (its mean, say) has no rule: it has no ids to push on."""
 
     def register(function: Rule) -> Rule:
@@ -41,7 +42,8 @@ def rule(*names: str, of_weights: bool = False) -> Callable[[Rule], Rule]:
                 return NotImplemented
             return function(c, node, *args, **kwargs)
 
-        return channels.rule(*names)(guarded)
+        RULES.update(dict.fromkeys(names, guarded))
+        return guarded
 
     return register
 
@@ -218,7 +220,7 @@ def glu(c: Channels, node: fx.Node, x: Tensor, dim: int = -1) -> Any:
 
 @rule("max", "min", "median", of_weights=True)
 def extremum(c: Channels, node: fx.Node, x: Any, *args: Any) -> Any:
-    """Of two tensors, or of one along a dimension, with the positions; that of all it holds bears the same name."""
+    """Of two tensors, or of one along a dimension, with the positions. Over all entries there is no rule."""
     target: Any = node.target
     if target._overloadname == "other":
         return elementwise(c, node, x, *args)
@@ -228,7 +230,7 @@ def extremum(c: Channels, node: fx.Node, x: Any, *args: Any) -> Any:
 
 @rule("type_as")
 def type_as(c: Channels, node: fx.Node, x: Any, other: Any) -> Any:
-    """Nothing but a type is read of `other`."""
+    """Only the type of `other` is read."""
     return elementwise(c, node, x)
 
 
@@ -305,7 +307,7 @@ def reduction(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, keepdim: 
 
 @rule("var", "std", "var_mean", "std_mean")
 def deviation(c: Channels, node: fx.Node, x: Tensor, dims: Any = None, *_: Any, **__: Any) -> Any:
-    """Likewise; some give two results of one shape."""
+    """Like `reduction`; some operations return two tensors of one shape."""
     dims = None if isinstance(dims, bool) else dims  # x.var(False) has `unbiased` in this place
     return pair(node, reduction(c, node, x, dims, keepdim=len(shape_of(node)) == x.dim()))
 

@@ -118,7 +118,8 @@ class Adapting:
         return bool(chosen) and self._probe(list(range(len(self.groups.widths))), _all)
 
     def _right(self, options: list[Attributes], chosen: Attributes) -> Attributes:
-        """The first of `options` with which, beside what is `chosen`, all that their modules touch adapts; or none."""
+        """The first of `options` that, together with what is `chosen`, makes all groups adapt that their modules touch;
+        empty if there is no such option."""
         touched = self._touching(_inside(self.sites, options[0]))
         for option in options:
             self.attributes = chosen | option

@@ -125,7 +125,7 @@ class SlimShiftedWindowAttention(ShiftedWindowAttention):
 
 
 class SlimShiftedWindowAttentionV2(SlimShiftedWindowAttention, ShiftedWindowAttentionV2):
-    """That of Swin v2: scores are cosines, each head's times a number of its own, and keys have no bias."""
+    """The attention of Swin v2: scores are cosines, scaled by one number per head, and keys have no bias."""
 
     def _projected(self, windows: Tensor) -> Tensor:
         bias = self.qkv.bias

@@ -23,7 +23,7 @@ def _generators(gpus: list[int]) -> list[torch.Generator]:
 
 @contextlib.contextmanager
 def seeded(gpus: list[int], seed: int = 0) -> Iterator[None]:
-    """Torch draws by `seed` meanwhile, on the CPU and on `gpus`; global randomness is left alone."""
+    """While it is open, torch draws by `seed`, on the CPU and on `gpus`; global random state is put back afterwards."""
     with torch.random.fork_rng(gpus):
         for generator in _generators(gpus):
             generator.manual_seed(seed)
@@ -31,8 +31,8 @@ def seeded(gpus: list[int], seed: int = 0) -> Iterator[None]:
 
 
 class Still(TorchDispatchMode):
-    """Whatever torch draws meanwhile is what it is drawn around (a probability, a mean, what dropout would thin out),
-    or a half where nothing says that: a slim network draws fewer numbers than a masked one, and so others.
+    """While it is open, every random number of torch is replaced by its centre (a probability, a mean, the input of a
+    dropout), or by a half if it has none: a slim network draws fewer numbers than a masked one, and so others.
 
     Args:
         gpus: whose generators are watched, beside the CPU's.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnnrl_gym.checks import check_choice
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints
 
@@ -23,7 +24,7 @@ def importance_scores(
     * ``l1``, ``l2``: norm of all weights that write or read the unit, each layer scaled to mean 1 so that wide layers
       don't drown the others (group norm; Fang et al. 2023, DepGraph, section 3.3).
     * ``bn-scale``: mean absolute scale of the unit's BatchNorms (Liu et al. 2017, Network Slimming); ``l2`` for groups
-      that have none.
+      without a BatchNorm.
     * ``taylor``: squared first-order change of the loss when the unit goes (Molchanov et al. 2019, equation 8), needs
       `batch` = (inputs [N, ...], labels [N]).
     * ``random``: drawn from `seed`.
@@ -31,8 +32,7 @@ def importance_scores(
     Raises:
         ValueError: unknown `kind`, or ``taylor`` without a batch of that form.
     """
-    if kind not in IMPORTANCES:
-        raise ValueError(f"Unknown importance {kind!r}: choose one of {', '.join(IMPORTANCES)}.")
+    check_choice("importance", kind, IMPORTANCES)
     if kind == "taylor" and batch is None:
         raise ValueError("importance='taylor' needs batch=(inputs, labels): a few hundred training images.")
     if kind == "random":
@@ -48,7 +48,7 @@ def importance_scores(
 
 def transposed_weights(model: nn.Module) -> set[Tensor]:
     """Weights [inputs, outputs, ...], of transposed convolutions: all others have their outputs first. Grouped ones are
-    none of them: along their first dimension lie the groups, which are outputs as well."""
+    left out: along their first dimension lie the groups, which are outputs as well."""
     return {m.weight for m in model.modules() if isinstance(m, nn.modules.conv._ConvTransposeNd) and m.groups == 1}
 
 

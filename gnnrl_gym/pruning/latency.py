@@ -41,8 +41,8 @@ class LatencyTable:
     """Seconds of one forward of the example input, for any plan.
 
     Predictions never fall when a width grows. They hold for this machine, device, number of threads and version of
-    torch; measurements are kept in a file of that name and reused, also by other networks with the same layers. Of
-    processes that measure at once the first to be done counts, so that all of them predict alike.
+    torch; measurements are kept in a file of that name and reused, also by other networks with the same layers. If
+    several processes measure at once, the figures of the first to finish count, so that all of them predict alike.
 
     Args:
         network: the dense network; it is measured where its parameters are, and on its example input (batch included).

@@ -58,9 +58,11 @@ class Probe:
 
     @torch.no_grad()
     def in_float64(self) -> Probe:
-        """This one, from now on in float64 where `dense` takes that: there a norm over little, which blows float32's
-        rounding up to the size of a mistake, blows it up to nothing, and the smallest of all outputs counts as the
-        largest."""
+        """This probe, from now on in float64 if `dense` can run in it; otherwise unchanged.
+
+        In float64 the rounding error stays far below a real mistake, even behind a normalisation of tiny values, so
+        that small outputs can be checked as strictly as large ones.
+        """
         own = self.dense, self.inputs
         self.dense = copy_of(self.dense).double().eval()
         self.inputs = tree_map_only(Tensor, _double, self.inputs)
@@ -115,7 +117,7 @@ class Probe:
 
     @torch.no_grad()
     def outputs(self, model: nn.Module) -> Any:
-        """Of a `model` for the noise, with the same random draws for each, and global randomness left alone."""
+        """Outputs of `model` for the noise, with equal random draws for every model."""
         return _run(model, self.inputs)
 
     @torch.no_grad()

@@ -43,7 +43,8 @@ def recalibrate(model: nn.Module, images: Tensor, batch: int = BATCH) -> nn.Modu
 
 
 def eager(model: nn.Module) -> nn.Module:
-    """What `torch.compile` wraps, where it does: it would compile the widths of every plan anew."""
+    """The module that `torch.compile` wrapped, or `model` itself: a compiled one would be compiled again for every
+    plan."""
     inner: nn.Module = getattr(model, "_orig_mod", model)
     return inner
 

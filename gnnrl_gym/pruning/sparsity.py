@@ -303,7 +303,7 @@ def _layers(trace: Trace, channels: Channels, parameters: dict[str, nn.Parameter
 
 
 def _warn_of_computed(trace: Trace, granularity: str) -> None:
-    """A weight that is computed from parameters, as a parametrization does it, is none: its entries stay."""
+    """Warn of weights that are computed from parameters, as a parametrization does: they are not pruned."""
     fixed: set[fx.Node] = set()  # what depends on parameters and buffers alone
     left: list[str] = []
     for node in trace.graph.nodes:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gnnrl_gym.checks import check_choice
+
 SCOPES = ("hidden", "network")
 Ints = NDArray[np.int64]
 
@@ -97,8 +99,7 @@ class Masking:
         Raises:
             ValueError: unknown scope, a layer's weight is computed from others, or no layer is left to mask.
         """
-        if scope not in SCOPES:
-            raise ValueError(f"Unknown scope {scope!r}: choose one of {', '.join(SCOPES)}.")
+        check_choice("scope", scope, SCOPES)
         layers = _weighted(model)
         _check_plain(layers)
         ends = {layer.weight for _, layer in layers[-1:] + (layers[:1] if scope == "hidden" else [])}

@@ -80,7 +80,10 @@ class Trainer:
         """A trained network with the masks of `graph` (None: dense), in eval mode, after the last epoch.
 
         Args:
+            graph: its nodes own the channels, its edges are the connections that stay.
+            epochs: passes over the train split.
             seed: of the initial weights, of the order of the images and of their shifts.
+            recipe: learning rate, weight decay and shifts. None: `Recipe()`.
         """
         recipe, (images, labels) = recipe or Recipe(), self._train
         with undisturbed(seed, self.device), deterministic(self.device):

@@ -1,4 +1,4 @@
-"""Job shops: what is to be done, and what is decided so far."""
+"""Job-shop problems: which operations have to be done, in which order, on which machine, and for how long."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ class JobShop:
         """`parse` a text file.
 
         Raises:
-            FileNotFoundError, ValueError: there is none; it is of another format.
+            FileNotFoundError: there is no such file.
+            ValueError: it has another format.
         """
         return cls.parse(Path(path).read_text(encoding="utf-8"))
 

@@ -93,7 +93,7 @@ class Schedule:
             self.dispatch(int(chosen[0]))
 
     def next_of(self, table: Ints) -> Ints:
-        """Of a table [J, K] the entries of the next operations, [J]; of finished jobs their last."""
+        """The entries of a table [J, K] at the next operation of each job, [J]; at the last one of a finished job."""
         return table[np.arange(len(table)), np.minimum(self.done, table.shape[1] - 1)]
 
     def _finished(self) -> NDArray[np.bool_]:

@@ -56,7 +56,8 @@ def load_model(
         the output shows what pruning would do to them.
 
     Raises:
-        ValueError: for an unknown name or weights entry, a seed that is none, or weights that don't fit the network.
+        ValueError: for an unknown name or weights entry, a seed that is not a whole number in [0, 2**32), or
+            weights that don't fit the network.
         FileNotFoundError: if the weights file is absent, or a download fails.
     """
     _check_name(name)

@@ -13,7 +13,7 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def check_normalisation(mean: Any, std: Any) -> None:
-    """What can be said of them before images are read. Both may be None.
+    """Check `mean` and `std` as far as that is possible without images. Both may be None.
 
     Raises:
         ValueError: only one of the two is given, or they hold no finite numbers, numbers above 1, or a ``std`` that

@@ -33,7 +33,7 @@ TORCHVISION: dict[str, Any] = {
 
 
 def default_root() -> Path:
-    """Where torchvision's data sets lie unless told otherwise."""
+    """The folder of torchvision's data sets, unless another is given."""
     return cache_folder() / "data"
 
 

@@ -153,7 +153,7 @@ class Split:
         std: of each channel, on the same scale; each image is divided by it.
 
     Raises:
-        ValueError: if images and labels differ in number, there are none, or one of the four is of another kind.
+        ValueError: if the numbers of images and labels differ or are 0, or one of the four attributes has a wrong type.
     """
 
     images: ImageSource
