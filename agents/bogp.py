@@ -17,10 +17,10 @@ import torch
 from agents.bayesian import bayesian, random_graphs, require_botorch
 from agents.bogp_record import BogpResult, Question, report
 from agents.recorder import LOG, EvaluationsExhausted, PlanRecorder, remembered
-from agents.results import ASKED_OF, RESULT, WEIGHTS, digest_of_data, write_atomic
+from agents.results import ASKED_OF, RESULT, WEIGHTS, digest_of_data
 from agents.run_folder import begun, free_folder
 from gnnrl_gym.envs.relational import RelationalEnv
-from gnnrl_gym.files import read_json
+from gnnrl_gym.files import read_json, write_atomic
 from gnnrl_gym.relational.masks import plain_state
 
 ASKED, TRAINED, REPORT = ASKED_OF["bogp"], "trained", "report.md"

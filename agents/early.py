@@ -19,13 +19,14 @@ from agents.controls import random
 from agents.early_training import default_recipe, train_mask, train_mask_once
 from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
 from agents.reinforce import reinforce
-from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record, write_atomic
+from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record
 from agents.run_folder import begun
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.evaluation.training import Recipe
+from gnnrl_gym.files import write_atomic
 from gnnrl_gym.pruning.masks import same_counts, widths_of
 
 ASKED, CURVE = ASKED_OF["early"], "curve.json"

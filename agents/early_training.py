@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
-from agents.results import WEIGHTS, write_atomic
+from agents.results import WEIGHTS
 from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.evaluation.training import Recipe, recipe_for, train
 from gnnrl_gym.export import save_kept
-from gnnrl_gym.files import read_json
+from gnnrl_gym.files import read_json, write_atomic
 from gnnrl_gym.pruning.masks import Kept, zeros_held
 from gnnrl_gym.pruning.recalibration import recalibrate
 

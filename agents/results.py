@@ -18,8 +18,7 @@ from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.network import NetworkEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
 from gnnrl_gym.export import read_slim, rebuild_slim
-from gnnrl_gym.files import check_entries, digest_of, plain, read_json
-from gnnrl_gym.files import write_atomic as write_atomic
+from gnnrl_gym.files import check_entries, digest_of, plain, read_json, write_atomic
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.pruning.timing import processor

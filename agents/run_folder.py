@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from agents.recorder import LATENCIES, LOG
-from agents.results import ASKED_OF, DIGESTS, RESULT, WEIGHTS, SearchResult, write_atomic, written_by
+from agents.results import ASKED_OF, DIGESTS, RESULT, WEIGHTS, SearchResult, written_by
 from gnnrl_gym.envs.budget import Meter
 from gnnrl_gym.envs.prune import PruneEnv
-from gnnrl_gym.files import alone_in, check_entries, plain, read_json
+from gnnrl_gym.files import alone_in, check_entries, plain, read_json, write_atomic
 
 COPY = "Copy the run to a folder that can be written, and go on there."
 

@@ -15,12 +15,13 @@ from stable_baselines3 import PPO
 from torch import Tensor
 
 from agents.recorder import PlanRecorder, check_wrappers, remembered
-from agents.results import ASKED_OF, RESULT, environment_record, versions, write_atomic
+from agents.results import ASKED_OF, RESULT, environment_record, versions
 from agents.run_folder import begun, check_writable, finished, keep_latencies
 from agents.sb3 import PruneVecEnv
 from gnnrl_gym.checks import check_seed, check_whole
 from gnnrl_gym.envs.prune_many import PruneManyEnv
 from gnnrl_gym.evaluation.determinism import deterministic
+from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.features import EDGE_FEATURES, NODE_FEATURES
 
 GENERAL = "general"

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from agents.results import write_atomic
 from benchmarks.searches import begin_worker
 from benchmarks.slimming_exactness import randomise_statistics
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.landing import land
+from gnnrl_gym.files import write_atomic
 
 PLANS = 3
 BUDGET = 0.5

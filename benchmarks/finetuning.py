@@ -10,14 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from agents.refine import finetune_run
-from agents.results import RESULT, SearchResult, machine, versions, write_atomic
+from agents.results import RESULT, SearchResult, machine, versions
 from agents.run_folder import finished
 from benchmarks.published_count import published_ratio
 from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
 from benchmarks.search_comparison import WITHOUT_CHANCE, check_kept
 from benchmarks.searches import measured_on, side_by_side
 from gnnrl_gym.evaluation.accuracy import accuracy
-from gnnrl_gym.files import read_json
+from gnnrl_gym.files import read_json, write_atomic
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", "random", "sensitivity", "ppo", "ppo-params", "ppo-floor")

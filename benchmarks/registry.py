@@ -11,9 +11,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from agents.results import machine, versions, write_atomic
+from agents.results import machine, versions
 from agents.run_folder import check_writable
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
+from gnnrl_gym.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
 # an installed package keeps the records that it came with

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import nn
 
-from agents.results import write_atomic
 from benchmarks.registry import Benchmark, Options, markdown_table, of_data
 from benchmarks.searches import digests_of, side_by_side
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy, logits
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.evaluation.precision import fitting_dtype
+from gnnrl_gym.files import write_atomic
 from gnnrl_gym.zoo.models import DIGITS
 
 ACCURACY, LOSS = "recalibrated accuracy", "recalibrated negative loss"

@@ -13,14 +13,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agents.recorder import LOG
-from agents.results import RESULT, SearchResult, write_atomic
+from agents.results import RESULT, SearchResult
 from agents.run_folder import finished
 from agents.search import ASKED
 from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
 from benchmarks.searches import asked_of, check_digests, check_same, digests_of, measured_on, searched, side_by_side
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
-from gnnrl_gym.files import read_json
+from gnnrl_gym.files import read_json, write_atomic
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-steps", "ppo-fresh", "ppo")

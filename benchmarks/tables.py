@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from agents.results import write_atomic
 from benchmarks.registry import RESULTS, Benchmark, benchmarks
-from gnnrl_gym.files import read_json
+from gnnrl_gym.files import read_json, write_atomic
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 

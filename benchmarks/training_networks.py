@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from agents.results import digest_of_data, write_atomic
+from agents.results import digest_of_data
 from gnnrl_gym.evaluation.finetuning import finetune
+from gnnrl_gym.files import write_atomic
 from gnnrl_gym.zoo import DataSplits
 from gnnrl_gym.zoo.resnet import CifarResNet
 
