@@ -52,7 +52,8 @@ def sensitivity(
     """Sensitivity and bisection: prune each group alone to a few `shares`, then let one threshold on the error's rise
     cut every group, as low as the budget asks (as NVIDIA's FastNAS does). No chance in it: `seed` has no part.
 
-    Where there are fewer evaluations than groups times shares, fewer shares are measured.
+    Where there are fewer evaluations than groups times shares, fewer shares are measured; a width that several of them
+    come to (at the floor, say) is measured once.
     """
     env: Any = recorder.unwrapped
     recorder.reset()  # an episode before may have had another budget
@@ -64,10 +65,11 @@ def sensitivity(
     plans = [env.plan(np.full(len(full), share)) for share in kept]
     dense = recorder.evaluate(full)
     rise = np.zeros((len(plans), len(full)))
-    env.evaluator.prefetch([_alone(full, group, width) for width in plans[1:] for group in range(len(full))])
-    for row in range(1, len(kept)):
-        for group in range(len(full)):
-            rise[row, group] = dense - recorder.evaluate(_alone(full, group, plans[row]))
+    places = [(row, group) for row in range(1, len(kept)) for group in range(len(full))]
+    new = [(row, group) for row, group in places if plans[row][group] < plans[row - 1][group]]
+    env.evaluator.prefetch([_alone(full, group, plans[row]) for row, group in new])
+    for row, group in new:
+        rise[row, group] = dense - recorder.evaluate(_alone(full, group, plans[row]))
     recorder.play([1 - _cut(np.maximum.accumulate(rise), kept, env)])
 
 
@@ -80,16 +82,17 @@ def _alone(full: np.ndarray, group: int, width: np.ndarray) -> np.ndarray:
 def _cut(rise: np.ndarray, kept: np.ndarray, env: Any) -> np.ndarray:
     """Kept share [A] of every group at the smallest threshold on the rise [S, A] whose plan is within the budget."""
 
+    # beyond the last measured share the last slope goes on, so that every budget can be reached
+    slope = np.maximum(rise[-1] - rise[-2], 1e-3) / (kept[-2] - kept[-1])
+    curves = np.vstack([rise, rise[-1] + slope * kept[-1]])
+    curves = curves + 1e-9 * np.arange(len(curves))[:, None]
+    at = np.append(kept, 0.0)
+
     def share(threshold: float) -> np.ndarray:
-        # beyond the last measured share the last slope goes on, so that every budget can be reached
-        last = rise[-1] + np.maximum(rise[-1] - rise[-2], 1e-3)
-        curves = np.vstack([rise, last])
-        curves = curves + 1e-9 * np.arange(len(curves))[:, None]
-        at = np.append(kept, 0.0)
         return np.array([np.interp(threshold, curves[:, g], at) for g in range(rise.shape[1])])
 
     # of what is played, not of the share: 1 - (1 - share) is not always the same, and bisection ends where that counts
-    return share(_smallest(lambda threshold: env.peek(1 - share(threshold)) is not None, float(2 * rise.max() + 1)))
+    return share(_smallest(lambda threshold: env.peek(1 - share(threshold)) is not None, float(curves.max() + 1)))
 
 
 def _smallest(enough: Callable[[float], bool], high: float = 1.0) -> float:

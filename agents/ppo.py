@@ -41,6 +41,7 @@ POLICY_KWARGS: dict[str, Any] = {"initial_mean": 0.5, "log_std_init": -0.7, "nod
 # narrows as the evaluations are spent, from `log_std_init` to LAST_LOG_STD.
 ADAPTATION: dict[str, Any] = {"learning_rate": 3e-2, "batch_size": 6}
 LAST_LOG_STD = -2.0
+ROUNDING = 1e-6  # of the values in a batch; the smallest difference of two scores is an image in some ten thousand
 _ADAPTED = ("node_bias", "value_net.", "mlp_extractor.value_net.")
 
 
@@ -55,7 +56,17 @@ class StopWhenSpent(BaseCallback):
         return not self.recorder.exhausted
 
 
-class _Narrowing(StopWhenSpent):
+class _Learning(StopWhenSpent):
+    """Where all plans of a batch score alike there is nothing to learn from them: normalised, the rounding of their
+    advantages would count as much as any difference."""
+
+    def _on_rollout_end(self) -> None:
+        advantages = cast(Any, self.model).rollout_buffer.advantages
+        if np.ptp(advantages) < ROUNDING:
+            advantages.fill(0.0)
+
+
+class _Narrowing(_Learning):
     """Exploration shrinks evenly, on the scale of the log standard deviation."""
 
     def _on_training_start(self) -> None:
@@ -98,7 +109,7 @@ def make_ppo(env: Any, seed: int = 0, device: str = "auto", tensorboard: Path | 
 
 def learn(agent: PPO, recorder: PlanRecorder, narrowing: bool = False) -> None:
     """Learn until the evaluations are spent, with exploration that is learned too, or narrows."""
-    callback = (_Narrowing if narrowing else StopWhenSpent)(recorder)
+    callback = (_Narrowing if narrowing else _Learning)(recorder)
     with contextlib.suppress(EvaluationsExhausted):
         agent.learn(10**9, callback=callback, tb_log_name="tensorboard")
 

@@ -21,7 +21,7 @@ from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.budget import in_words
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.evaluation.accuracy import accuracy
-from gnnrl_gym.evaluation.determinism import deterministic
+from gnnrl_gym.evaluation.determinism import deterministic, randomness_kept
 from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.evaluation.workers import scored_by
 from gnnrl_gym.export import save_slim
@@ -121,7 +121,8 @@ def _searched(
     recorder, interrupted = PlanRecorder(env, evaluations, folder, progress), False
     try:
         threads, same = fitting_threads(prune.network), deterministic(prune.device)
-        with contextlib.closing(recorder), contextlib.suppress(EvaluationsExhausted), threads, same:
+        kept = randomness_kept(prune.device)
+        with contextlib.closing(recorder), contextlib.suppress(EvaluationsExhausted), threads, same, kept:
             SEARCHERS[method](recorder, seed, folder, **settings)
     except KeyboardInterrupt:  # also a second one, while the recorder is closed
         if recorder.best is None:

@@ -20,7 +20,7 @@ from agents.run_folder import begun, check_writable, finished, keep_latencies
 from agents.sb3 import PruneVecEnv
 from gnnrl_gym.checks import check_seed, check_whole
 from gnnrl_gym.envs.prune_many import PruneManyEnv
-from gnnrl_gym.evaluation.determinism import deterministic
+from gnnrl_gym.evaluation.determinism import deterministic, randomness_kept
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.features import EDGE_FEATURES, NODE_FEATURES
 
@@ -74,7 +74,7 @@ def train_policy(
     policy = {**TRAINING["policy_kwargs"], **settings.get("policy_kwargs", {})}
     settings = {**TRAINING, **settings, "policy_kwargs": policy}
     slots = settings.pop("slots", 10)
-    with begun(out, asked, resume, ASKED) as folder:
+    with begun(out, asked, resume, ASKED) as folder, randomness_kept(inner.device):
         keep_latencies(folder, inner.envs)
         for line in remembered(folder, "network", "widths", "search_accuracy") if folder else ():
             env_of = inner.envs[line["network"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +75,16 @@ def test_a_lost_wakeup_of_the_curves_holds_up_nothing(digits_env: Env, tmp_path:
     start = time.perf_counter()
     recorder.close()
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("method", ["ppo", "td3", "es", "random"])
+def test_global_randomness_is_left_alone(digits_env: Env, method: str) -> None:
+    """Agent libraries seed all of it."""
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), float(torch.rand(()))
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    search(digits_env, method, 8, seed=1)
+    assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
 
 
 def test_interrupted_before_the_first_evaluation(digits_env: Env, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,17 @@ def test_the_search_goes_on_from_there(policy: Path, digits_env: gym.Env[Any, An
     assert len({tuple(plan) for plan in plans}) > 6
 
 
+def test_plans_that_score_alike_teach_nothing(
+    policy: Path, digits_env: gym.Env[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Normalised, the rounding of their advantages would be as large as any difference."""
+    monkeypatch.setattr(PlanEvaluator, "score", lambda self, widths: 0.5)
+    monkeypatch.setattr(PlanEvaluator, "prefetch", lambda self, plans: None)
+    digits_env.reset(seed=0)
+    agent = ppo(PlanRecorder(digits_env, 61), seed=0, policy=policy)
+    assert not agent.policy.state_dict()["node_bias"].any()
+
+
 def test_what_the_policy_knows_stays(policy: Path, digits_env: gym.Env[Any, Any]) -> None:
     """Only the offsets of the groups are learned, and the value of the state."""
     digits_env.reset(seed=0)

@@ -1,13 +1,28 @@
-"""The same numbers from the same seed, on a GPU too."""
+"""The same numbers from the same seed, on a GPU too; and the caller's own are left alone."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.deterministic
+
+
+@contextlib.contextmanager
+def randomness_kept(device: torch.device) -> Iterator[None]:
+    """Python's, NumPy's and torch's global random numbers go on afterwards as if nothing had been drawn: agent
+    libraries seed all of them."""
+    own, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(numpys)
 
 
 @contextlib.contextmanager
