@@ -85,7 +85,7 @@ def search(
         _go_on(resume, finetune, workers=workers, ray=ray)
         return
     if given(context, "metric") and any("=" in text for text in budget or []):
-        raise typer.BadParameter("--metric is for a plain --budget: name the metrics in --budget alone.")
+        raise ValueError("--metric is for a plain --budget: name the metrics in --budget alone.")
     if data is None and model != DIGITS:
         raise typer.BadParameter(f"{model} needs --data: a data name, a .npz file or an image folder.")
     start = None if policy == "none" else policy

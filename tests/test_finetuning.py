@@ -463,24 +463,6 @@ def test_a_gpu_computes_deterministically_inside_and_as_before_outside(before: b
         torch.use_deterministic_algorithms(False)
 
 
-def test_a_batch_that_does_not_fit_is_divided() -> None:
-    class Small(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if len(x) > 5:
-                raise torch.OutOfMemoryError
-            return x.flatten(1)
-
-    x = torch.randn(70, 1, 2, 2)
-    assert torch.equal(logits(Small(), x), x.flatten(1))
-    with pytest.raises(torch.OutOfMemoryError):
-        logits(_Never(), x)
-
-
-class _Never(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError
-
-
 def test_a_checkpoint_of_another_network_has_no_part(digits: DataSplits, tmp_path: Path) -> None:
     file, models = tmp_path / "checkpoint.pt", [load_model("digits-resnet", "random", seed=seed) for seed in (0, 1, 1)]
     with pytest.raises(KeyboardInterrupt):

@@ -233,3 +233,21 @@ def test_a_compiled_network_is_not_compiled_for_every_plan() -> None:
         plan = evaluator.network.widths - less
         assert evaluator.score(plan) == plain.score(plan)
     assert not compiled_anew
+
+
+def test_a_batch_that_does_not_fit_is_divided() -> None:
+    class Small(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 5:
+                raise torch.OutOfMemoryError
+            return x.flatten(1)
+
+    x = torch.randn(70, 1, 2, 2)
+    assert torch.equal(logits(Small(), x), x.flatten(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        logits(_Never(), x)
+
+
+class _Never(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError
