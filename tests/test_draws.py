@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close, images, random_plans
+from conftest import assert_close, images, old_export, random_plans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,7 +54,10 @@ def warned(make: Callable[[], PrunableNetwork]) -> tuple[PrunableNetwork, list[s
     return network, [str(w.message) for w in said if "number of channels" in str(w.message)]
 
 
-@pytest.mark.parametrize("name", DRAWS)
+OWN = "a generator of its own"  # which older versions of torch.export can't trace
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[old_export] if name == OWN else []) for name in DRAWS])
 def test_what_is_drawn_neither_freezes_nor_hides_anything(name: str) -> None:
     network, said = warned(lambda: PrunableNetwork(Drawing(DRAWS[name]), X))
     assert network.widths.tolist() == [8, 6] and not said
@@ -90,7 +93,7 @@ def test_draws_are_their_probability_or_a_half() -> None:
 
 
 def test_global_randomness_is_left_alone() -> None:
-    models = [Drawing(between) for between in DRAWS.values()]
+    models = [Drawing(between) for name, between in DRAWS.items() if name != OWN]
     state = torch.get_rng_state()
     for model in models:
         PrunableNetwork(model, X)
