@@ -316,11 +316,17 @@ def _recurrent(x: Any, *weights: Any) -> int:
     return int(2 * x[0] * x[1] * sum(math.prod(shape) for shape in weights if len(shape) == 2))
 
 
-# What libraries compute at once, torch's counter does not know: one direction on a CPU (two matrices, two biases, the
-# state), all on a GPU (a list of weights).
-_RECURRENT = {
+def _attention(query: Any, key: Any, value: Any) -> int:
+    """Likewise of attention, from shapes [B, heads, length, size]; several queries may share a key."""
+    return int(2 * math.prod(query[:3]) * key[2] * (query[3] + value[3]))
+
+
+# What libraries compute at once, torch's counter does not know: a recurrent layer's direction on a CPU (two matrices,
+# two biases, the state), all of them on a GPU (a list of weights); and up to torch 2.11 attention on a CPU.
+_AT_ONCE = {
     torch.ops.aten.mkldnn_rnn_layer: lambda x, one, other, *_, **__: _recurrent(x, one, other),
     torch.ops.aten._cudnn_rnn: lambda x, weights, *_, **__: _recurrent(x, *weights),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _attention(q, k, v),
 }
 
 
@@ -333,7 +339,7 @@ def macs_of(node: fx.Node) -> int:
     target: Any = node.target
     if not any(isinstance(fake(n), Tensor) for n in node.all_input_nodes):  # it would really be computed, numbers drawn
         return 0
-    counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
+    counter = FlopCounterMode(display=False, custom_mapping=_AT_ONCE)
     with torch.no_grad(), counter:  # a forward may change a parameter in place
         target(*fx.map_arg(node.args, fake), **fx.map_arg(node.kwargs, fake))
     return counter.get_total_flops() // 2
