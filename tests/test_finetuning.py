@@ -427,11 +427,16 @@ def test_a_recipe_is_what_trains(digits: DataSplits) -> None:
         replace(plain, optimizer="adamw"),
         replace(plain, weight_decay=0.0),
     ]
-    made = [train(load_model("digits-resnet", "random"), digits, recipe, steps=1) for recipe in recipes]
-    first, *others = (vector(model) for model in made)
-    assert torch.equal(first, vector(train(load_model("digits-resnet", "random"), digits, plain, steps=1)))
-    rounding, adam, decay = ((other - first).abs().max() for other in others)
-    assert 0 < rounding < 1e-3 < adam and decay > 0
+
+    def step(recipe: Recipe) -> Tensor:
+        model = train(load_model("digits-resnet", "random"), digits, recipe, steps=1)
+        return torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), start.parameters(), strict=True)])
+
+    start = load_model("digits-resnet", "random")
+    first, *others = map(step, recipes)
+    assert torch.equal(first, step(plain))
+    rounding, adam, decay = ((other - first).norm() / first.norm() for other in others)  # processors round differently
+    assert 0 < rounding < 0.3 < decay < 1 < 3 < adam
 
 
 def test_training_under_an_autocast_of_the_callers_learns_the_same() -> None:

@@ -347,7 +347,15 @@ def test_normalised_masks_are_refused(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("levels", [2, 5])
-@pytest.mark.parametrize("change", [lambda level: 0.9 * level, lambda level: level + 1, lambda level: 0 * level])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda level: 0.9 * level,
+        lambda level: level + 1,
+        lambda level: 0 * level,
+        lambda level: level / 2 + level.roll(1) / 2,
+    ],
+)
 def test_levels_that_are_not_one_hot_are_refused(levels: int, change: Any) -> None:
     """A node would be read on some level. VecNormalize can change the features alone."""
     env = padded_env(levels)
