@@ -186,6 +186,8 @@ def test_command(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "random search" in shown.output
     assert BogpResult.load(tmp_path / "run").settings["pool_size"] == 6
+    again = CliRunner().invoke(cli.app, ["bogp", *options])
+    assert isinstance(again.exception, FileExistsError) and "To go on" not in again.output
 
 
 def test_command_goes_on_after_ctrl_c(

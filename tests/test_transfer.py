@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def test_seeds_of_numpy_are_seeds(many: Any, tmp_path: Path) -> None:
     train_to_file(many, tmp_path / "policy.pt", np.int64(2), np.int64(1))  # type: ignore[arg-type]
     record = json.loads((tmp_path / "policy.pt.training" / "result.json").read_text())
     assert (record["evaluations"], record["seed"]) == (2, 1)
+
+
+def test_training_leaves_global_randomness_alone(many: Any) -> None:
+    expected = random.Random(5).random(), np.random.RandomState(5).rand(), torch.Generator().manual_seed(5)
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    train_policy(many, 2, seed=1)
+    assert (random.random(), np.random.rand()) == expected[:2]
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=expected[2]))
 
 
 def test_gymnasium_takes_it() -> None:

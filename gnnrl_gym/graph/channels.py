@@ -312,8 +312,9 @@ def _ends(node: fx.Node) -> bool:
 
 
 def _recurrent(x: Any, *weights: Any) -> int:
-    """Floating-point operations of a recurrent layer, from the shapes of its input and of its weights and biases."""
-    return int(2 * x[0] * x[1] * sum(math.prod(shape) for shape in weights if len(shape) == 2))
+    """Floating-point operations of a recurrent layer, from the shapes of its input [..., size], which may be packed,
+    and of its weights and biases."""
+    return int(2 * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) == 2))
 
 
 def _attention(query: Any, key: Any, value: Any) -> int:
