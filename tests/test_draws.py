@@ -88,7 +88,8 @@ def test_draws_are_their_probability_or_a_half() -> None:
     share = torch.tensor([0.1, 0.7])
     with Still([]):
         assert torch.equal(torch.bernoulli(share), share)
-        torch.bernoulli(share).zero_()
+        torch.bernoulli(share).zero_()  # a tensor of its own
+        assert share.all()
         assert torch.equal(torch.normal(share, 1.0), share)
         assert torch.rand_like(share).tolist() == torch.randn(2).tolist() == [0.5, 0.5]
         assert torch.rand(2, generator=torch.Generator()).tolist() == [0.5, 0.5]
