@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agents.recorder import PlanRecorder
+from gnnrl_gym.backends import without_cudnn
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.evaluation.training import Recipe, main_output, recipe_for, train, undisturbed
 from gnnrl_gym.pruning.importance import transposed_weights
@@ -44,7 +45,7 @@ def magnitude(recorder: PlanRecorder, seed: int = 0, out: Path | None = None) ->
 def snip(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, images: int = IMAGES) -> None:
     """|weight x gradient| of the training loss (Lee et al. 2019, SNIP, equation 4)."""
     env = _env(recorder)
-    with undisturbed(seed, env.device):
+    with undisturbed(seed, env.device), without_cudnn(env.network.model):
         model = _in_training(env)
         gradients = loss_gradients(model, _batches(env, images, seed))
     saliency = {name: p.detach() * gradients[name] for name, p in model.named_parameters()}
@@ -54,7 +55,7 @@ def snip(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, images:
 def grasp(recorder: PlanRecorder, seed: int = 0, out: Path | None = None, images: int = IMAGES) -> None:
     """weight x Hessian-gradient product: what stays keeps the gradient's norm (Wang et al. 2020, GraSP, equation 8)."""
     env = _env(recorder)
-    with undisturbed(seed, env.device):
+    with undisturbed(seed, env.device), without_cudnn(env.network.model):
         saliency = gradient_flow(_in_training(env), list(_batches(env, images, seed)))
     _play(recorder, unit_scores(env.network, saliency))
 
@@ -158,7 +159,8 @@ def synaptic_flow(network: PrunableNetwork, kept: npt.NDArray[np.bool_]) -> Valu
                 tensor.abs_()
     named = dict(model.named_parameters())
     image = torch.ones_like(network.example_input[0], dtype=torch.float64)
-    gradients = _by_weights(model(image).sum(), named)
+    with without_cudnn(model):
+        gradients = _by_weights(model(image).sum(), named)
     return {name: p.detach() * g for (name, p), g in zip(named.items(), gradients, strict=True)}
 
 

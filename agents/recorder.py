@@ -162,7 +162,7 @@ class PlanRecorder(gym.Wrapper[Any, Any, Any, Any]):
 
     def _check_known(self, line: dict[str, Any]) -> None:
         if line[self.plan_key] != self._known[self.spent - 1][self.plan_key]:
-            others = "settings, versions or threads"
+            others = "settings, versions, threads or device"
             if "latency_ratio" in line and self._log and not self._log.with_name(LATENCIES).is_file():
                 others += f", or once its measured latencies are lost (there is no {LATENCIES})"
             raise ValueError(

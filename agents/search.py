@@ -121,7 +121,7 @@ def _searched(
     recorder, interrupted = PlanRecorder(env, evaluations, folder, progress), False
     try:
         threads, same = fitting_threads(prune.network), deterministic(prune.device)
-        kept = randomness_kept(prune.device)
+        kept = randomness_kept()
         with contextlib.closing(recorder), contextlib.suppress(EvaluationsExhausted), threads, same, kept:
             SEARCHERS[method](recorder, seed, folder, **settings)
     except KeyboardInterrupt:  # also a second one, while the recorder is closed

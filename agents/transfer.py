@@ -74,7 +74,7 @@ def train_policy(
     policy = {**TRAINING["policy_kwargs"], **settings.get("policy_kwargs", {})}
     settings = {**TRAINING, **settings, "policy_kwargs": policy}
     slots = settings.pop("slots", 10)
-    with begun(out, asked, resume, ASKED) as folder, randomness_kept(inner.device):
+    with begun(out, asked, resume, ASKED) as folder, randomness_kept(), deterministic(inner.device):
         keep_latencies(folder, inner.envs)
         for line in remembered(folder, "network", "widths", "search_accuracy") if folder else ():
             env_of = inner.envs[line["network"]]
@@ -83,8 +83,7 @@ def train_policy(
         recorder = PlanRecorder(env, evaluations, folder, progress)
         agent = make_ppo(PruneVecEnv(recorder, slots), seed, str(inner.device), **settings)
         try:
-            with deterministic(inner.device):
-                learn(agent, recorder)
+            learn(agent, recorder)
         finally:
             recorder.close()
     return agent

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from gnnrl_gym.backends import gpus_of, without_cudnn
 from gnnrl_gym.copies import copy_of, mode
 from gnnrl_gym.errors import MissingExtra, UnsupportedOperation
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.arguments import cloned
-from gnnrl_gym.pruning.draws import gpus_of, seeded
+from gnnrl_gym.pruning.draws import seeded
 from gnnrl_gym.pruning.masks import Kept, widths_of
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
 from gnnrl_gym.pruning.sparsity import CHANNELS, make_network
@@ -239,7 +240,7 @@ def _onnx_runner(content: bytes) -> Callable[..., Any]:
 def _exported(module: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
     try:
         # as in `gnnrl_gym.graph.trace`
-        with mode(module, False), torch.compiler.set_stance("force_eager"):
+        with mode(module, False), torch.compiler.set_stance("force_eager"), without_cudnn(module):
             return torch.export.export(module, args, dynamic_shapes=_any_batch(module, args), strict=False)
     except Exception as error:
         raise UnsupportedOperation(

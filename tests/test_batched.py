@@ -23,7 +23,7 @@ from benchmarks.registry import Options, benchmarks
 from gnnrl_gym import PrunableNetwork, UnsupportedOperation
 from gnnrl_gym.evaluation import batched, gates
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
-from gnnrl_gym.evaluation.batched import BatchedCandidates, obstacle
+from gnnrl_gym.evaluation.batched import BatchedCandidates, CandidateNorm, obstacle
 from gnnrl_gym.pruning.recalibration import recalibrate
 from gnnrl_gym.pruning.sparsity import SparseNetwork
 from gnnrl_gym.zoo import load_model
@@ -347,14 +347,23 @@ def test_a_cpu_does_not_batch_by_itself(digits_env: Any) -> None:
     assert not digits_env.unwrapped.evaluator.batched
 
 
+def test_benchmark_sees_a_wrong_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = benchmark._evaluator("digits-resnet", "float32", benchmark.ON_CPU, torch.device("cpu"))
+    plans = [evaluator.network.widths - 3, evaluator.network.widths // 2]
+    assert benchmark._difference(evaluator, plans) < 1e-4
+    start = CandidateNorm.start
+    monkeypatch.setattr(CandidateNorm, "start", lambda self, keep: start(self, torch.ones_like(keep)))
+    assert benchmark._difference(evaluator, plans) > 0.01
+
+
 def test_benchmark_says_where_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "COPIED", 1 << 20)
     monkeypatch.setattr(benchmark, "REPEATS", 1)
     assert benchmarks()["gpu-evaluation"] is benchmark.BENCHMARK
     record = benchmark.run(Options(model="digits-resnet"))
     rows = {row["precision"]: row for row in record["rows"]}
-    images = 5 if record["gpu"] else 1  # a GPU's convolutions round more (TF32)
-    assert rows["float32"]["largest_difference"] < (images + 0.5) / record["images"]
+    assert rows["float32"]["relative_difference"] < (1e-2 if record["gpu"] else 1e-4)  # TF32
+    assert 1e-4 < rows["bfloat16"]["relative_difference"] < 0.1
     # scores move half the bytes in bfloat16, recalibration as many
     assert 1 < rows["float32"]["activation_bytes"] / rows["bfloat16"]["activation_bytes"] < 2
     assert ("No GPU" in benchmark.table(record)) == (record["gpu"] is None)

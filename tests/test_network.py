@@ -24,7 +24,6 @@ from conftest import (
 from torch import Tensor, nn
 
 from gnnrl_gym import PrunableNetwork
-from gnnrl_gym.graph.channels import _AT_ONCE
 from gnnrl_gym.pruning.importance import IMPORTANCES
 from gnnrl_gym.zoo import load_model
 
@@ -338,15 +337,6 @@ def test_recurrent_layers_cost_their_matrices(kind: Any, gates: int, both: bool)
     for width in (6, 3):
         layers = 8 * 4 * width * (9 + 5)
         assert network.macs([width]) == 2 * (layers + 4 * recurrent + 7 * (1 + both) * 3)
-
-
-@pytest.mark.parametrize("x", [(3, 2, 5), (6, 5)])
-def test_recurrent_layers_cost_their_matrices_on_a_gpu(x: tuple[int, ...]) -> None:
-    """By the shapes that cuDNN is called with; packed sequences lie end to end."""
-    weights = [parameter.shape for parameter in nn.LSTM(5, 7, 2, bidirectional=True, proj_size=4).parameters()]
-    found = _AT_ONCE[torch.ops.aten._cudnn_rnn](torch.Size(x), weights, 4, None)
-    gates, projections = 28 * (5 + 4) + 28 * (8 + 4), 2 * 4 * 7
-    assert found == 2 * 6 * 2 * (gates + projections)
 
 
 class _Optional(nn.Module):

@@ -198,7 +198,7 @@ class PruneEnv(NetworkEnv, EzPickle):
         importance, images = self.arguments["importance"], self.arguments["recalibration_images"]
         x, y = (part.to(self.device) for part in self.data.train.take(images, seed=1).tensors())
         batch = (x, y) if importance == "taylor" else None
-        with deterministic(self.device):  # the order of the units is the same again
+        with deterministic(self.device, attention=True):  # the order of the units is the same again
             return make_network(module.eval(), x[:1], self.arguments["granularity"], importance, batch)
 
     @property

@@ -122,7 +122,8 @@ class BatchedCandidates:
         # deepcopy takes what its memo already holds: every occurrence of a norm becomes the new one
         memo = activations(network.model) | {id(dense(path)): norm for path, norm in self.norms.items()}
         model: Any = copy.deepcopy(network.model, memo).eval().requires_grad_(False)
-        self.layout = fitting_layout(network.example_input[0], network.model)
+        example = network.example_input[0]
+        self.layout = fitting_layout(torch.cat([example, example]), network.model)  # BatchNorm can't train on one
         self.model = model.to(device, memory_format=self.layout)
         where = {path: (units, dim) for path, units, dim in gated(network)}  # a layer that runs twice is named twice
         self.gates = [_Gate(self.model.get_submodule(path), *place) for path, place in where.items()]
@@ -157,7 +158,8 @@ class BatchedCandidates:
     def _accuracies(
         self, plans: Sequence[Ints], calibration: Tensor, images: Tensor, labels: Tensor, dtype: torch.dtype
     ) -> list[float]:
-        self.calibrate(plans, calibration)
+        with torch.autocast(images.device.type, enabled=False):  # a caller's
+            self.calibrate(plans, calibration)
         correct = torch.zeros(len(plans), dtype=torch.int64, device=images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             for part, truth in zip(images.split(IMAGES), labels.split(IMAGES), strict=True):

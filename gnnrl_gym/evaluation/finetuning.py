@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from gnnrl_gym.backends import gpus_of
 from gnnrl_gym.checks import check_choice, check_number, check_seed, check_whole
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.layout import put_on
 from gnnrl_gym.evaluation.training import main_output
 from gnnrl_gym.files import digest_of, write_atomic
+from gnnrl_gym.pruning.draws import seeded
 from gnnrl_gym.zoo import DataSplits
 from gnnrl_gym.zoo.data import augment
 
@@ -87,11 +89,10 @@ def finetune(
     settings |= _material(data, model, teacher) if checkpoint else {}
     step = _step(model, teacher, device, dtype, temperature, distill)
     done = training.load(checkpoint, settings) if checkpoint else 0
-    # dropout draws from the global generator
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), deterministic(device):
+    with deterministic(device, attention=True):
         for epoch in range(done + 1, epochs + 1):
-            torch.manual_seed(1000 * seed + epoch)
-            loss = training.epoch(data, device, step)
+            with seeded(gpus_of([device]), 1000 * seed + epoch):  # dropout draws from the global generator
+                loss = training.epoch(data, device, step)
             if not (math.isfinite(loss) and all(weight.isfinite().all() for weight in model.parameters())):
                 raise ValueError(f"The training diverged in epoch {epoch}, its loss is {loss}: lower {learning_rate=}.")
             if checkpoint:

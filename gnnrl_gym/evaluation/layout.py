@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gnnrl_gym.backends import gpus_of
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.pruning.recalibration import eager
 from gnnrl_gym.zoo import DataSplits
@@ -21,10 +22,9 @@ def fitting_layout(images: Tensor, *networks: nn.Module | None) -> torch.memory_
 
 
 def _takes(network: nn.Module, images: Tensor) -> bool:
-    cuda = [images.device] if images.is_cuda else []
     try:
         trial = copy_of(eager(network)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with torch.no_grad(), torch.random.fork_rng(cuda):  # dropout draws
+        with torch.no_grad(), torch.random.fork_rng(gpus_of([images])):  # dropout draws
             for training in (False, True):
                 trial.train(training)(images.clone(memory_format=torch.channels_last))
     except Exception:  # whatever a forward raises; one that takes no layout at all says so when it is used

@@ -6,6 +6,7 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from gnnrl_gym.checks import check_choice
 from gnnrl_gym.copies import copy_of
@@ -29,7 +30,7 @@ def fitting_dtype(precision: str, network: PrunableNetwork, device: torch.device
     worth = network.macs(network.widths) >= SMALL and _has_bfloat16(device)
     if precision == "float32" or (precision == "auto" and not worth):
         return torch.float32
-    if error := _failure(network):
+    if error := _failure(network, device):
         message = f"The network does not run in bfloat16 ({error})"
         if precision == "bfloat16":
             raise ValueError(f"{message}: use precision='float32'.") from error
@@ -38,13 +39,12 @@ def fitting_dtype(precision: str, network: PrunableNetwork, device: torch.device
     return torch.bfloat16
 
 
-def _failure(network: PrunableNetwork) -> Exception | None:
+def _failure(network: PrunableNetwork, device: torch.device) -> Exception | None:
     """What the dense network raises in bfloat16, in eval mode, on its example."""
-    trial, inputs = copy_of(network.model).eval(), cloned(network.example_input)
-    device = next((value.device.type for value in inputs if isinstance(value, Tensor)), "cpu")
+    trial, inputs = copy_of(network.model).eval().to(device), cloned(network.example_input)
     try:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-            trial(*inputs)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            trial(*tree_map_only(Tensor, lambda value: value.to(device), inputs))
     except Exception as error:  # whatever a forward raises
         return error
     return None

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnnrl_gym.backends import gpus_of
 from gnnrl_gym.checks import check_choice, check_number, check_whole
 from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.layout import put_on
+from gnnrl_gym.pruning.draws import seeded
 from gnnrl_gym.zoo.data import DataSplits, augment
 
 WARM_UP = 0.2  # share of the steps in which the learning rate rises
@@ -104,7 +106,7 @@ def train(
     per_epoch = data.train.shuffled_batches(recipe.batch)
     total = steps or recipe.epochs * per_epoch
     losses = []
-    with undisturbed(seed, device), deterministic(device):
+    with undisturbed(seed, device), deterministic(device, attention=True):
         layout = put_on(device, data, model)
         model.train()
         optimizer = _optimizer(model, recipe)
@@ -134,9 +136,8 @@ def undisturbed(seed: int, device: torch.device) -> Iterator[None]:
     """Gradients inside are the same wherever they are computed. What a network draws itself, such as dropout, comes
     from `seed`, and the global generators are put back afterwards. Gradients are on, and a caller's autocast is off:
     its cache would keep the weights as they were in the first step."""
-    own = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with own, torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        torch.manual_seed(seed)
+    off = torch.autocast(device.type, enabled=False)
+    with seeded(gpus_of([device]), seed), torch.inference_mode(False), torch.enable_grad(), off:
         yield
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from gnnrl_gym.backends import without_cudnn
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.trace import Trace, module_path, shape_of, source_line
 
@@ -311,10 +312,9 @@ def _ends(node: fx.Node) -> bool:
     return len(shapes) == 1 and bool(node.users) and all(user.op == "output" for user in node.users)
 
 
-def _recurrent(x: Any, *weights: Any) -> int:
-    """Floating-point operations of a recurrent layer, from the shapes of its input [..., size], which may be packed,
-    and of its weights and biases."""
-    return int(2 * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) == 2))
+def _recurrent(x: Any, one: Any, other: Any) -> int:
+    """Floating-point operations of a recurrent layer, from the shapes of its input [..., size] and of both matrices."""
+    return int(2 * math.prod(x[:-1]) * (math.prod(one) + math.prod(other)))
 
 
 def _attention(query: Any, key: Any, value: Any) -> int:
@@ -322,11 +322,10 @@ def _attention(query: Any, key: Any, value: Any) -> int:
     return int(2 * math.prod(query[:3]) * key[2] * (query[3] + value[3]))
 
 
-# What libraries compute at once, torch's counter does not know: a recurrent layer's direction on a CPU (two matrices,
-# two biases, the state), all of them on a GPU (a list of weights); and up to torch 2.11 attention on a CPU.
+# What libraries compute at once, torch's counter does not know: a recurrent layer's direction on a CPU, and up to torch
+# 2.11 attention on a CPU.
 _AT_ONCE = {
     torch.ops.aten.mkldnn_rnn_layer: lambda x, one, other, *_, **__: _recurrent(x, one, other),
-    torch.ops.aten._cudnn_rnn: lambda x, weights, *_, **__: _recurrent(x, *weights),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _attention(q, k, v),
 }
 
@@ -341,6 +340,6 @@ def macs_of(node: fx.Node) -> int:
     if not any(isinstance(fake(n), Tensor) for n in node.all_input_nodes):  # it would really be computed, numbers drawn
         return 0
     counter = FlopCounterMode(display=False, custom_mapping=_AT_ONCE)
-    with torch.no_grad(), counter:  # a forward may change a parameter in place
+    with torch.no_grad(), without_cudnn(), counter:  # a forward may change a parameter in place
         target(*fx.map_arg(node.args, fake), **fx.map_arg(node.kwargs, fake))
     return counter.get_total_flops() // 2

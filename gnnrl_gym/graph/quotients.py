@@ -4,12 +4,14 @@ zero adds nothing to a sum over channels."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
+from gnnrl_gym.backends import gpus_of
 from gnnrl_gym.graph.channels import RULES, Channels, Weight, operator_name, varying
 
 # zero in removed channels, since their weights are
@@ -38,15 +40,20 @@ def has_pole(c: Channels, node: fx.Node, operands: tuple[Any, ...]) -> bool:
         divisor = operands[0]
     if not isinstance(divisor, Weight) and not (isinstance(divisor, Tensor) and varying(divisor)):
         return False
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # dropout draws
+    with torch.no_grad(), _draws_undone(node):
         return not bool(torch.isfinite(_when_removed(c, node, _start)).all())
 
 
 def vanishes(c: Channels, *nodes: fx.Node) -> bool:
     """Whether the product of some `nodes` is zero where their channels are removed, whatever else they hold."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), _draws_undone(*nodes):
         values = [_when_removed(c, node, _surely) for node in nodes]
     return all(bool(torch.isfinite(x).all()) for x in values) and not all(bool(x.any()) for x in values)
+
+
+def _draws_undone(*nodes: fx.Node) -> AbstractContextManager[None]:
+    """Dropout draws."""
+    return torch.random.fork_rng(gpus_of(node.meta["val"] for node in nodes))
 
 
 def _when_removed(c: Channels, node: fx.Node, start: Callable[[Channels, fx.Node], Any]) -> Tensor:

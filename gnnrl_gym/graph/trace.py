@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from gnnrl_gym.backends import gpus_of, without_cudnn
 from gnnrl_gym.copies import mode
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.arguments import check_copies, check_example, check_model, check_outputs, failed_forward
@@ -56,10 +57,11 @@ def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...], training: b
     if not training:
         check_model(model)
         check_example(example_input)
+    gpus = gpus_of([args, *model.parameters()])
     if not training:
-        with mode(model, training), torch.random.fork_rng(devices=[]):
+        with mode(model, training), torch.random.fork_rng(gpus):
             _run(model, args)  # a plain mistake (a wrong input shape) shows its own error, not export's
-    with mode(model, training), torch.random.fork_rng(devices=[]):
+    with mode(model, training), torch.random.fork_rng(gpus), without_cudnn(model):
         exported = _export(model, args)
     _inline_contexts(model, exported.graph_module)
     _check_shapes(model, exported.graph)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-
-
-def gpus_of(values: Iterable[Any]) -> list[int]:
-    """Numbers of the GPUs that the tensors among `values`, however nested, are on."""
-    return sorted({x.device.index for x in tree_leaves(list(values)) if isinstance(x, Tensor) and x.is_cuda})
+from torch.utils._pytree import tree_map_only
 
 
 def _generators(gpus: list[int]) -> list[torch.Generator]:

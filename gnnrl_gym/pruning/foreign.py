@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from gnnrl_gym.backends import gpus_of
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.graph.groups import ChannelGroups
 from gnnrl_gym.graph.trace import shape_of
-from gnnrl_gym.pruning.draws import gpus_of
 
 _SIZES = ((2, 1), (1, 2))  # how many times the batch and the image of the example
 

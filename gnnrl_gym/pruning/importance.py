@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnnrl_gym.backends import without_cudnn
 from gnnrl_gym.checks import check_choice
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints
@@ -110,7 +111,7 @@ def _taylor(model: nn.Module, groups: ChannelGroups, batch: Batch) -> Floats:
         weight.requires_grad_()  # what is not trained is pruned all the same
     scores = np.zeros(len(groups.group_of))
     for images, labels in zip(batch[0].split(32), batch[1].split(32), strict=True):
-        with torch.enable_grad():
+        with torch.enable_grad(), without_cudnn(model):
             loss = nn.functional.cross_entropy(model(images.clone()), labels)  # it may change its input
             # a head that only training uses has no part in it
             gradients = torch.autograd.grad(loss, [w for w, *_ in readers], allow_unused=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
 from typing import Any
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gnnrl_gym.backends import full_precision, gpus_of
 from gnnrl_gym.copies import activations, copy_of
 from gnnrl_gym.graph.arguments import cloned
-from gnnrl_gym.pruning.draws import Still, gpus_of, seeded
+from gnnrl_gym.pruning.draws import Still, seeded
 from gnnrl_gym.pruning.slimming import Slimmer
 
 Inputs = tuple[Any, ...]
@@ -137,14 +137,8 @@ class Probe:
 def _run(module: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
     gpus = gpus_of(inputs)
     eager = torch.compiler.set_stance("force_eager")  # in torch.compile's networks every width would be compiled anew
-    with seeded(gpus, seed), eager, _full_precision(gpus), Still(gpus):
+    with seeded(gpus, seed), eager, full_precision(gpus), Still(gpus):
         return module(*cloned(inputs))
-
-
-def _full_precision(gpus: list[int]) -> AbstractContextManager[Any]:
-    """No TF32: a GPU would use it for some widths and not for others, and round like a mistake."""
-    cudnn: Any = torch.backends.cudnn
-    return cudnn.flags(cudnn.enabled, deterministic=True, allow_tf32=False) if gpus else nullcontext()
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -86,7 +86,7 @@ class Trainer:
             recipe: learning rate, weight decay and shifts. None: `Recipe()`.
         """
         recipe, (images, labels) = recipe or Recipe(), self._train
-        with undisturbed(seed, self.device), deterministic(self.device):
+        with undisturbed(seed, self.device), deterministic(self.device, attention=True):
             model = self.fresh(graph, seed).to(self.device).train()
             steps = epochs * self.data.train.shuffled_batches(BATCH)
             optimizer = torch.optim.SGD(

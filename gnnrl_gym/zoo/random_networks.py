@@ -49,7 +49,7 @@ def random_network(draw: Draw) -> tuple[RandomNetwork, Tensor]:
         draw: makes every choice. Equal answers give equal networks, weights included.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw(1 << 16))
+        torch.default_generator.manual_seed(draw(1 << 16))
         make = NetworkMaker(draw)
         batch, size = 1 + draw(2), make.pick(6, 5, 8, 9)
         network = randomise(make.network(size)).eval()
