@@ -374,3 +374,31 @@ def test_the_least_budget_that_is_said_is_enough(settings: dict[str, Any]) -> No
     gym.make("GNNRL-Prune-v0", **SMALL, **settings, budget=least)
     with pytest.raises(ValueError, match="can't be met"):
         gym.make("GNNRL-Prune-v0", **SMALL, **settings, budget=least - 1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"metric": "memory", "budget": 0.4},
+        {"budget": {"macs": 0.5, "memory": 0.6}},
+        {"budget": 0.4, "max_steps": 20},
+        {"budget": 0.5, "round_to": 2, "max_steps": 20},
+    ],
+)
+def test_after_several_steps_no_unit_fits_back(settings: dict[str, Any]) -> None:
+    """Memory hangs on a few groups: an early step may take from others for nothing."""
+    env, rng, several = make(**settings), np.random.default_rng(0), 0
+    env.evaluator._measure = lambda plan: 0.5
+    for _ in range(10):
+        env.reset()
+        steps = 0
+        while env.running:
+            env.step(rng.uniform(0, 0.4, env.action_space.shape))
+            steps += 1
+        several += steps > 1
+        assert env.within_budget() or steps == env.max_steps
+        for group in np.flatnonzero(env.widths < env.network.widths) if env.within_budget() else ():
+            wider = env.widths.copy()
+            wider[group] = min(wider[group] + env.round_to, env.network.widths[group])
+            assert not env.within_budget(wider)
+    assert several > 4

@@ -188,7 +188,7 @@ def test_a_resumed_latency_run_measures_nothing(killed: Path, cache: Path, monke
 
 def test_a_latency_run_of_before_figures_were_kept_needs_the_cache(killed: Path, cache: Path) -> None:
     (killed / LATENCIES).unlink()
-    with pytest.raises(ValueError, match=r"another plan than now.*threads, or once its measured latencies are lost"):
+    with pytest.raises(ValueError, match=r"another plan than now.*device, or once its measured latencies are lost"):
         search(timed(), "random", 20, seed=3, out=killed, resume=True)
     assert not (killed / LATENCIES).exists()  # these are not the run's
     shutil.rmtree(cache)

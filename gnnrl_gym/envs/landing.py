@@ -33,7 +33,7 @@ def land(
     prefix within the limit: the largest cost on the ray that is not above it, also where many groups shrink at the
     same t. A unit that owns channels all over the network may leave a gap below the limit: units of other groups, the
     last to have left, come back where they fit, so that plans are compared at equal cost. (Of those that left in this
-    call: an episode of several steps may leave a gap that a unit of an earlier step would fill.)
+    call: after several, `refill` brings back the others.)
 
     Args:
         share: kept share of every group now, [A].
@@ -73,6 +73,16 @@ def _fill(widths: Ints, departed: Ints, cost: Callable[[Ints], float], limit: fl
             widths[group] -= 1
             full.add(group)
     return widths
+
+
+def refill(widths: Ints, full: Ints, cost: Callable[[Ints], float], limit: float) -> Ints:
+    """Give units back wherever the cost of `widths` [A] stays within `limit`, first to the groups that keep the smallest
+    share of `full` [A]: what several calls of `land` have removed, and the last of them made superfluous."""
+    gone = full - widths
+    groups = np.repeat(np.arange(len(full)), gone)
+    nth = np.arange(len(groups)) - np.repeat(np.cumsum(gone) - gone, gone)
+    order = np.argsort(-(widths[groups] + nth + 1) / full[groups], kind="stable")  # `_fill` begins at the end
+    return _fill(widths.copy(), groups[order], cost, limit)
 
 
 def _departures(kept: Floats, action: Floats, start: Ints, end: Ints) -> tuple[Floats, Ints]:

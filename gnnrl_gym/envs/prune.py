@@ -15,7 +15,7 @@ from torch import nn
 from gnnrl_gym.checks import check_choice, check_share, check_whole
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.envs.budget import METRICS, Budget, Meter, budgets_by_metric
-from gnnrl_gym.envs.landing import land, round_widths, to_steps, to_widths
+from gnnrl_gym.envs.landing import land, refill, round_widths, to_steps, to_widths
 from gnnrl_gym.envs.network import (
     NOT_SCORED,
     NetworkEnv,
@@ -340,6 +340,8 @@ class PruneEnv(NetworkEnv, EzPickle):
             share = self._share * (1 - ratios)
             return share, self.plan(share)
         share, steps = land(self._share, ratios, full, floors, self._excess, 0.0)
+        if self._steps and self._excess(steps) <= 0:  # units that left in an earlier step may fit again
+            steps = refill(steps, full, self._excess, 0.0)
         return share, self._to_widths(steps)
 
     def _excess(self, steps: Ints) -> float:
