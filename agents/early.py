@@ -79,8 +79,8 @@ def early(
         settings: of the searcher.
 
     Raises:
-        ValueError: unknown method, no evaluation, an environment of another kind, or a run to resume that was made
-            with other settings.
+        ValueError: unknown method, no evaluation, an environment of another kind, an image that can't be read, or a
+            run to resume that was made with other settings.
         FileExistsError: `out` holds a run already; with `resume`, a finished one.
         FileNotFoundError: with `resume`, `out` holds no run.
     """
@@ -150,6 +150,8 @@ def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -
     if not isinstance(inner, MaskEnv):
         raise ValueError(f"early needs a GNNRL-Mask-v0 environment, got {type(inner).__name__}.")
     check_request(method, evaluations, seed, inner.arguments["sparsity"])
+    for split in (inner.data.train, inner.data.test):
+        split.check_readable()
     return inner
 
 

@@ -64,7 +64,8 @@ def search(
 
     Raises:
         ValueError: unknown method, no evaluation, an environment of another kind or with wrappers that `gym.make` does
-            not put there, a run to resume that was made with other settings, weights or data, or no such workers.
+            not put there, a test image that can't be read, a run to resume that was made with other settings, weights
+            or data, or no such workers.
         MissingExtra: Ray is not installed.
         FileExistsError: `out` holds a run.
         KeyboardInterrupt: interrupted before a plan within the budget was scored.
@@ -140,6 +141,7 @@ def _checked(env: gym.Env[Any, Any], method: str, evaluations: int, seed: int) -
     if not isinstance(prune, PruneEnv):
         raise ValueError(f"search needs a GNNRL-Prune-v0 environment, got {type(prune).__name__}.")
     check_wrappers("search", env)
+    prune.data.test.check_readable()
     return prune
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from agents import search
 from gnnrl_gym.zoo import DataSplits, Split, load_data
 from gnnrl_gym.zoo.data import augment
 from gnnrl_gym.zoo.datasplits import RGB_MEAN, RGB_STD
@@ -210,6 +212,26 @@ def test_files_are_cropped_around_their_middle(tmp_path: Path, size: tuple[int, 
     for mirrored in (image.flip(1), image.flip(2)):
         assert (image - mirrored).abs().max() <= 4  # rounding
     assert image[:, 13:15, 13:15].min() > 225 and image.mean() > 60
+
+
+def test_images_of_the_right_size_stay_as_they_are(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "val" / "class0" / "0.png")
+    found = _raw(load_data(folder, image_size=16).test.select(torch.tensor([0])))[0]
+    assert torch.equal(found.round().byte(), torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["broken.jpg", "broken.png"])
+def test_a_search_first_opens_all_test_images(folder: Path, name: str) -> None:
+    file = folder / "val" / "class1" / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file)
+    env = gym.make("GNNRL-Prune-v0", model="resnet20", data=str(folder), search_images=2, recalibration_images=4)
+    assert search(env, "uniform", 1).test_accuracy is not None
+    file.write_bytes(file.read_bytes()[:-500])  # a download that was cut off
+    evaluations = env.unwrapped.evaluations  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=rf"class1/{name}' is not an image that can be read"):
+        search(env, "uniform", 1)
+    assert env.unwrapped.evaluations == evaluations  # type: ignore[attr-defined]
 
 
 def test_images_that_would_come_out_wrong_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

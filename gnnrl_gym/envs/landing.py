@@ -76,8 +76,8 @@ def _fill(widths: Ints, departed: Ints, cost: Callable[[Ints], float], limit: fl
 
 
 def refill(widths: Ints, full: Ints, cost: Callable[[Ints], float], limit: float) -> Ints:
-    """Give units back wherever the cost of `widths` [A] stays within `limit`, first to the groups that keep the smallest
-    share of `full` [A]: what several calls of `land` have removed, and the last of them made superfluous."""
+    """Give units back wherever the cost of `widths` [A] stays within `limit`, first to the groups that keep the
+    smallest share of `full` [A]: what several calls of `land` have removed, and the last of them made superfluous."""
     gone = full - widths
     groups = np.repeat(np.arange(len(full)), gone)
     nth = np.arange(len(groups)) - np.repeat(np.cumsum(gone) - gone, gone)

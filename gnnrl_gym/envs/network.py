@@ -22,6 +22,7 @@ from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.recalibration import eager
 from gnnrl_gym.zoo import DataSplits, load_data
 from gnnrl_gym.zoo.models import input_shape_for, model_names
+from gnnrl_gym.zoo.split import FileImages
 
 # A forked process, as Gymnasium's AsyncVectorEnv makes, hangs in OpenMP as soon as it uses several threads where its
 # parent has done so. Beside others one is right anyway.
@@ -156,8 +157,10 @@ def check_outputs(module: nn.Module, data: DataSplits, device: torch.device) -> 
         with torch.no_grad():
             outputs = eager(module).eval()(x.to(device))
     except Exception as error:  # whatever a forward of the caller's raises
+        mend = " Give it the folder in another size: load_data(folder, image_size=...)."
         raise ValueError(
-            f"The network does not take the images of {data.name!r}, shape {data.input_shape}: {error}"
+            f"The network does not take the images of {data.name!r}, shape {data.input_shape}: {error}."
+            f"{mend if isinstance(data.train.images, FileImages) else ''}"
         ) from error
     if not isinstance(outputs, Tensor):
         raise ValueError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from gnnrl_gym.checks import check_whole
 from gnnrl_gym.zoo.normalisation import by_channel
+
+Result = TypeVar("Result")
 
 
 class ImageSource(Protocol):
@@ -74,9 +77,8 @@ class MemoryImages:
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Image files, each read when asked for: short side scaled to 8/7 of ``size``, centre square cut out.
-
-    8/7 is the usual 256 to 224.
+    """Image files, each read when asked for: short side scaled to 8/7 of ``size`` (the usual 256 to 224), centre square
+    cut out. An image whose short side is no longer than ``size`` was made for it: its short side becomes ``size``.
 
     Raises:
         ValueError: from ``read``, for a file that is no image, is too large, or has pixels that 8 bits would clip.
@@ -98,11 +100,15 @@ class FileImages:
     def read(self, indices: Tensor) -> Tensor:
         if len(indices) == 0:
             return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        paths, threads = [self.paths[i] for i in indices.tolist()], torch.get_num_threads()
-        if threads == 1:
-            return torch.stack([self._read_one(path) for path in paths])
-        with ThreadPoolExecutor(threads) as pool:  # decoding and scaling let other threads run
-            return torch.stack(list(pool.map(self._read_one, paths)))
+        return torch.stack(_side_by_side(self._read_one, [self.paths[i] for i in indices.tolist()]))
+
+    def check(self) -> None:
+        """Open every file, small where its format allows that.
+
+        Raises:
+            ValueError: as ``read``.
+        """
+        _side_by_side(partial(_opened, small=True), self.paths)
 
     def select(self, indices: Tensor) -> FileImages:
         return FileImages(tuple(self.paths[i] for i in indices.tolist()), self.size)
@@ -111,21 +117,38 @@ class FileImages:
         return FileImages(self.paths + other.paths, self.size)
 
     def _read_one(self, path: Path) -> Tensor:
-        try:
-            with Image.open(path) as file:
-                mode, image = file.mode, file.convert("RGB")
-        except Exception as error:  # a decoder may raise anything on broken bytes, and on too many pixels
-            raise ValueError(
-                f"{str(path)!r} is not an image that can be read ({error}): put a readable one in its place (without "
-                "it the data would be others)."
-            ) from error
-        _check_depth(path, mode)
-        scale = self.size * 8 / 7 / min(image.size)
+        image = _opened(path)
+        side = self.size * (8 / 7 if min(image.size) > self.size else 1)
+        scale = side / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         square = resized.crop((left, top, left + self.size, top + self.size))
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _side_by_side(work: Callable[[Path], Result], paths: Sequence[Path]) -> list[Result]:
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [work(path) for path in paths]
+    with ThreadPoolExecutor(threads) as pool:  # decoding and scaling let other threads run
+        return list(pool.map(work, paths))
+
+
+def _opened(path: Path, small: bool = False) -> Image.Image:
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+            if small:
+                file.draft("RGB", (1, 1))
+            image = file.convert("RGB")
+    except Exception as error:  # a decoder may raise anything on broken bytes, and on too many pixels
+        raise ValueError(
+            f"{str(path)!r} is not an image that can be read ({error}): put a readable one in its place (without "
+            "it the data would be others)."
+        ) from error
+    _check_depth(path, mode)
+    return image
 
 
 def _check_depth(path: Path, mode: str) -> None:
@@ -184,6 +207,15 @@ class Split:
         pixels = self.images.read(indices).float().div_(255)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return pixels.sub_(mean).div_(std), self.labels[indices]
+
+    def check_readable(self) -> None:
+        """Check that the images can be read: a search of a night would end at the first test image that can't.
+
+        Raises:
+            ValueError: one can't; which, and why.
+        """
+        if isinstance(self.images, FileImages):
+            self.images.check()
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The whole split as one batch; float32 takes four times the memory of the images."""
