@@ -169,7 +169,7 @@ def report(result: BogpResult) -> str:
         f"The pick is graph {result.graph}: {_listed(result.descriptors)}.", "",
         f"Noise of training (seeds of one graph): {_points(result.noise['seeds'])}; between graphs: "
         f"{_points(result.noise['graphs'])}. Rank correlation with the search accuracy: "
-        f"{_listed(result.correlations)}.", "",
+        f"{_listed(result.correlations) or 'none to be measured'}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

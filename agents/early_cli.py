@@ -48,7 +48,7 @@ def early(
     ] = None,
     evaluations: Annotated[int, typer.Option(help="Masks that may be scored.")] = 1000,
     epochs: Annotated[int | None, typer.Option(help="Of training afterwards.", show_default="the model's")] = None,
-    weights: Annotated[str | None, typer.Option(help="For pretrained: a state dict, instead of training here.")] = None,
+    weights: Annotated[str | None, typer.Option(help="For pretrained: a state dict, trained from this --seed.")] = None,
     pretrain_epochs: Annotated[int, typer.Option(help="Of the dense network, for pretrained.")] = 2,
     proxy_steps: Annotated[int, typer.Option(help="Of the masked network, for proxy.")] = 200,
     search_images: Annotated[int, typer.Option(help="Images of the search split that score a mask.")] = 1000,

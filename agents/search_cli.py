@@ -56,7 +56,7 @@ def search(
     method: Annotated[str, typer.Option(help=f"Searcher: {', '.join(plan_searchers())}.")] = "ppo",
     evaluations: Annotated[int, typer.Option(help="Candidate plans that may be scored.")] = 400,
     floor: Annotated[float, typer.Option(help="Share of every group's units that always stays.")] = 0.1,
-    round_to: Annotated[int, typer.Option(help="Widths are multiples of this, or full.")] = 1,
+    round_to: Annotated[int, typer.Option(help="Widths are multiples of this, or full; a head is one unit.")] = 1,
     granularity: Annotated[
         str, typer.Option(help="channels, or with --metric params: unstructured, 2:4 (N:M) or block4x1.")
     ] = "channels",

@@ -21,8 +21,14 @@ def copy_of(model: Module) -> Module:
 def activations(model: nn.Module) -> dict[int, Any]:
     """What modules keep of their last forward with gradients, or compute for the next, as deepcopy's memo: it refuses
     tensors of a graph, so here they are copied without theirs."""
-    held = (value for module in model.modules() for value in tree_leaves(list(vars(module).values())))
+    held = (x for module in model.modules() for value in vars(module).values() for x in _leaves(value))
     return {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
+
+
+def _leaves(value: Any) -> list[Any]:
+    """`tree_leaves`, soon done with what nearly all attributes of modules are: numbers, names, empty dictionaries."""
+    plain = value is None or isinstance(value, (int, float, str)) or (isinstance(value, dict) and not value)
+    return [] if plain else tree_leaves(value)
 
 
 @contextlib.contextmanager

@@ -243,8 +243,11 @@ def _exported(module: nn.Module, args: tuple[Any, ...]) -> torch.export.Exported
         with mode(module, False), torch.compiler.set_stance("force_eager"), without_cudnn(module):
             return torch.export.export(module, args, dynamic_shapes=_any_batch(module, args), strict=False)
     except Exception as error:
+        why = str(error).strip()[:2000]
+        mend = " Where the forward takes the batch for a number, write x.shape[0] for len(x) and int(...)."
         raise UnsupportedOperation(
-            f"torch.export can't trace {type(module).__name__} for any batch size: {str(error).strip()[:2000]}"
+            f"torch.export can't trace {type(module).__name__} for any batch size: {why}"
+            f"{mend if 'specialized' in why else ''}"
         ) from error
 
 

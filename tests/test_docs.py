@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 import gnnrl_gym
 from benchmarks.registry import RESULTS, benchmarks
+from benchmarks.tables import rebuild
 from gnnrl_gym.zoo.data import data_names
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,14 @@ def test_the_benchmarks_and_tables_of_the_pages_exist() -> None:
     assert "reward-report" in run and "search-speed" in tables
     assert run <= benchmarks().keys()
     assert tables <= {path.stem for path in RESULTS.glob("*.json")}
+
+
+def test_the_tables_of_the_pages_are_those_of_the_records(tmp_path: Path) -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        copy = tmp_path / page.name
+        copy.write_text(page.read_text())
+        rebuild(copy)
+        assert copy.read_text() == page.read_text(), f"{page.name}: run `gnnrl bench --tables`"
 
 
 def test_the_architecture_names_every_module_in_its_folder() -> None:

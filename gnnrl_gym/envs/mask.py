@@ -73,7 +73,8 @@ class MaskEnv(NetworkEnv, EzPickle):
     * `granularity`: `channels` (filters), or `unstructured` (weights). None: what the model is made for, which is
       `unstructured` for `mlp-300-100`, else channels.
     * `init_seed`: of the initial weights of a named model.
-    * `weights`: for `pretrained`, a state-dict file, if the dense network has been trained before.
+    * `weights`: for `pretrained`, a state-dict file, if the dense network has been trained before, from the initial
+      weights of this `init_seed`: a mask is rewound to them.
     * `pretrain_epochs`, `proxy_steps`: of these objectives; both train with the model's recipe
       (`gnnrl_gym.evaluation.training.RECIPES`).
     * `search_images`, `recalibration_images`: how many images score a mask, and re-estimate its statistics.
