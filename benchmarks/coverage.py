@@ -121,8 +121,11 @@ def _plan(network: PrunableNetwork, rng: np.random.Generator) -> np.ndarray:
 def _check(network: PrunableNetwork, plan: np.ndarray, x: Tensor) -> tuple[float, bool, bool]:
     """Relative error of slim against mask (in float64 where rounding may hide it), costs, backward in train mode."""
     slim = network.slim(plan).eval()
+    found = slim(x).detach()
+    # oneDNN's recurrent layers, which the counter passes over, are of single precision
+    counted, example = (copy.deepcopy(slim).double(), x.double()) if _is_recurrent(slim) else (slim, x)
     with FlopCounterMode(display=False) as counter:  # which takes no views of parameters under no_grad
-        found = slim(x).detach()
+        counted(example)
     with torch.no_grad():
         error = _relative(found, network.mask(plan).eval()(x))
         if error > 1e-4:
@@ -130,6 +133,10 @@ def _check(network: PrunableNetwork, plan: np.ndarray, x: Tensor) -> tuple[float
             error = _relative(found, network.mask(plan).double().eval()(x.double()))
     params = sum(p.numel() for p in slim.parameters()) == network.params(plan)
     return error, params and counter.get_total_flops() == 2 * network.macs(plan), _backward(slim, x)
+
+
+def _is_recurrent(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
