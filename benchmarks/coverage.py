@@ -28,7 +28,7 @@ from gnnrl_gym.files import write_atomic
 PLANS = 3
 BUDGET = 0.5
 ABSENT = "not installed"  # of a package: no measurement, so it is asked again
-MEMORY, CPU_SECONDS = 16 << 30, 600  # of one process
+MEMORY, CPU_SECONDS = 16 << 30, 1200  # of one process
 
 
 def rows(names: Sequence[str], row: Callable[[str], dict[str, Any]], workers: int) -> list[dict[str, Any]]:
