@@ -141,8 +141,9 @@ def show(result: SearchResult) -> None:
     if result.memory_ratio is not None:
         table.add_row("peak activations", "100 %", f"{result.memory_ratio:.1%}")
     if result.latency is not None:
-        dense, pruned = (f"{1000 * result.latency[key]:.2f} ms" for key in ("dense_measured", "measured"))
-        table.add_row(f"latency (predicted {1000 * result.latency['predicted']:.2f} ms)", dense, pruned)
+        dense, pruned = result.latency["dense_measured"], result.latency["measured"]
+        predicted = f"latency (predicted {result.latency['predicted'] / result.latency['dense_predicted']:.1%})"
+        table.add_row(predicted, f"{1000 * dense:.2f} ms", f"{1000 * pruned:.2f} ms, {pruned / dense:.1%}")
     table.add_row("search accuracy", "", f"{result.search_accuracy:.2%}")
     table.add_row("test accuracy", f"{result.dense_test_accuracy:.2%}", f"{result.test_accuracy:.2%}")
     if result.finetuned_accuracy is not None:

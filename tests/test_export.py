@@ -374,6 +374,13 @@ class FixedBatch(nn.Module):
         return x.view(2, 4) * 2
 
 
+class CountsImages(nn.Module):
+    """Its batch is a number of Python's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1, 2) * 2
+
+
 class Chance(nn.Module):
     """Never answers the same, and so as no program does."""
 
@@ -381,7 +388,14 @@ class Chance(nn.Module):
         return x * random.random()
 
 
-@pytest.mark.parametrize(("module", "message"), [(FixedBatch(), "any batch size"), (Chance(), "something else")])
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (FixedBatch(), "any batch size"),
+        (CountsImages(), r"any batch size: (?s:.*)write x\.shape\[0\] for len\(x\)"),
+        (Chance(), "something else"),
+    ],
+)
 def test_what_cannot_be_exported_is_not_written(module: nn.Module, message: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOperation, match=message):
         export_program(module, images(1, 4), tmp_path / "program.pt2")
