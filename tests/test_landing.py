@@ -7,7 +7,7 @@ import pytest
 from conftest import Network, images
 
 from gnnrl_gym import PrunableNetwork
-from gnnrl_gym.envs.landing import land, round_widths
+from gnnrl_gym.envs.landing import land, refill, round_widths
 from gnnrl_gym.zoo import load_model
 
 
@@ -127,3 +127,23 @@ def test_equal_ratios_land_close_to_the_limit(network: Network) -> None:
     for budget in np.linspace(0.1, 0.9, 9):
         _, widths = land(np.ones(len(full)), np.ones(len(full)), full, np.ones_like(full), network.macs, budget * dense)
         assert budget - 0.01 <= network.macs(widths) / dense <= budget
+
+
+def test_what_left_in_earlier_calls_comes_back_last_first(network: Network) -> None:
+    """As many calls as it takes are one, but for units that an early one took for nothing."""
+    full = network.widths
+    floors, dense = np.ones_like(full), network.macs(full)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        limit, shares = rng.uniform(0.3, 0.7) * dense, [np.ones(len(full))]
+        while True:
+            share, widths = land(shares[-1], rng.uniform(0, 0.3, len(full)), full, floors, network.macs, limit)
+            if network.macs(widths) <= limit:
+                break
+            shares.append(share)
+        again = refill(widths, shares, full, floors, network.macs, limit)
+        assert (again >= widths).all() and (again <= full).all() and network.macs(again) <= limit
+        for group in np.flatnonzero(again < full):
+            assert network.macs(again + (np.arange(len(full)) == group)) > limit
+    free = refill(floors, [np.ones(len(full)), floors / full], full, floors, lambda widths: 0.0, 0.0)
+    assert (free == full).all()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -75,14 +76,23 @@ def _fill(widths: Ints, departed: Ints, cost: Callable[[Ints], float], limit: fl
     return widths
 
 
-def refill(widths: Ints, full: Ints, cost: Callable[[Ints], float], limit: float) -> Ints:
-    """Give units back wherever the cost of `widths` [A] stays within `limit`, first to the groups that keep the
-    smallest share of `full` [A]: what several calls of `land` have removed, and the last of them made superfluous."""
-    gone = full - widths
-    groups = np.repeat(np.arange(len(full)), gone)
-    nth = np.arange(len(groups)) - np.repeat(np.cumsum(gone) - gone, gone)
-    order = np.argsort(-(widths[groups] + nth + 1) / full[groups], kind="stable")  # `_fill` begins at the end
-    return _fill(widths.copy(), groups[order], cost, limit)
+def refill(
+    widths: Ints, shares: Sequence[Floats], full: Ints, floors: Ints, cost: Callable[[Ints], float], limit: float
+) -> Ints:
+    """Give back what several calls of `land` have removed, and the last of them made superfluous: the units that left
+    in the earlier ones, last first, where the cost of `widths` [A] stays within `limit`.
+
+    Args:
+        widths: of the last call.
+        shares: kept shares [A] before each call, in order.
+        full, floors, cost, limit: as for `land`.
+    """
+    departed = []
+    for before, after in pairwise(shares):
+        action = 1 - np.divide(after, before, out=np.ones_like(before), where=before > 0)
+        ends = (round_widths(share, full, floors) for share in (before, after))
+        departed.append(_departures(before * full, action, *ends)[1])
+    return _fill(widths.copy(), np.concatenate(departed), cost, limit)
 
 
 def _departures(kept: Floats, action: Floats, start: Ints, end: Ints) -> tuple[Floats, Ints]:

@@ -160,6 +160,8 @@ class PruneEnv(NetworkEnv, EzPickle):
         )
         self._steps: int | None = None  # None: no episode is running
         self._episode_evaluations = 0
+        self._share = np.ones(len(full))  # that every group keeps
+        self._earlier: list[np.ndarray] = []  # the same before each step of the episode
         self._make_spaces(len(full))
         self._restart()
 
@@ -240,8 +242,9 @@ class PruneEnv(NetworkEnv, EzPickle):
             ValueError: the action is of another shape, not finite, or has a ratio outside [0, 1]. Nothing has changed
                 then.
         """
-        ratios = self._checked(action)
-        self._share, self.widths = self._shrink(ratios)
+        landed = self._shrink(self._checked(action))
+        self._earlier.append(self._share)
+        self._share, self.widths = landed
         self._steps = (self._steps or 0) + 1
         terminated = self.within_budget()
         truncated = not terminated and self._steps >= self.max_steps
@@ -315,7 +318,7 @@ class PruneEnv(NetworkEnv, EzPickle):
 
     def _restart(self) -> None:
         self.widths = self.network.widths.copy()
-        self._share = np.ones(len(self.widths))
+        self._share, self._earlier = np.ones(len(self.widths)), []
         self._accuracy, self._episode_evaluations = NOT_SCORED, 0
         self._steps = None
 
@@ -340,8 +343,8 @@ class PruneEnv(NetworkEnv, EzPickle):
             share = self._share * (1 - ratios)
             return share, self.plan(share)
         share, steps = land(self._share, ratios, full, floors, self._excess, 0.0)
-        if self._steps and self._excess(steps) <= 0:  # units that left in an earlier step may fit again
-            steps = refill(steps, full, self._excess, 0.0)
+        if self._earlier and self._excess(steps) <= 0:  # units that left in an earlier step may fit again
+            steps = refill(steps, [*self._earlier, self._share], full, floors, self._excess, 0.0)
         return share, self._to_widths(steps)
 
     def _excess(self, steps: Ints) -> float:
