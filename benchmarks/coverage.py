@@ -121,11 +121,10 @@ def _plan(network: PrunableNetwork, rng: np.random.Generator) -> np.ndarray:
 def _check(network: PrunableNetwork, plan: np.ndarray, x: Tensor) -> tuple[float, bool, bool]:
     """Relative error of slim against mask (in float64 where rounding may hide it), costs, backward in train mode."""
     slim = network.slim(plan).eval()
-    found = slim(x).detach()
     # oneDNN's recurrent layers, which the counter passes over, are of single precision
     counted, example = (copy.deepcopy(slim).double(), x.double()) if _is_recurrent(slim) else (slim, x)
     with FlopCounterMode(display=False) as counter:  # which takes no views of parameters under no_grad
-        counted(example)
+        found = counted(example).detach()
     with torch.no_grad():
         error = _relative(found, network.mask(plan).eval()(x))
         if error > 1e-4:

@@ -147,3 +147,6 @@ def test_what_left_in_earlier_calls_comes_back_last_first(network: Network) -> N
             assert network.macs(again + (np.arange(len(full)) == group)) > limit
     free = refill(floors, [np.ones(len(full)), floors / full], full, floors, lambda widths: 0.0, 0.0)
     assert (free == full).all()
+    one_by_one = [np.array(share) for share in ([1.0, 1.0], [0.5, 1.0], [0.5, 0.5])]  # one group, then the other
+    two, one = np.array([2, 2]), np.array([1, 1])
+    assert refill(one, one_by_one, two, one, lambda widths: float(widths.sum()), 3.0).tolist() == [1, 2]

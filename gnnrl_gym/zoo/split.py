@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -108,7 +107,7 @@ class FileImages:
         Raises:
             ValueError: as ``read``.
         """
-        _side_by_side(partial(_opened, small=True), self.paths)
+        _side_by_side(_check_opens, self.paths)
 
     def select(self, indices: Tensor) -> FileImages:
         return FileImages(tuple(self.paths[i] for i in indices.tolist()), self.size)
@@ -118,8 +117,8 @@ class FileImages:
 
     def _read_one(self, path: Path) -> Tensor:
         image = _opened(path)
-        side = self.size * (8 / 7 if min(image.size) > self.size else 1)
-        scale = side / min(image.size)
+        short = self.size * (8 / 7 if min(image.size) > self.size else 1)
+        scale = short / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -149,6 +148,10 @@ def _opened(path: Path, small: bool = False) -> Image.Image:
         ) from error
     _check_depth(path, mode)
     return image
+
+
+def _check_opens(path: Path) -> None:
+    _opened(path, small=True)  # and let go of: all of them would fill the memory
 
 
 def _check_depth(path: Path, mode: str) -> None:
