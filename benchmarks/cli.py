@@ -9,6 +9,7 @@ import typer
 
 from benchmarks.registry import OUT, Options, benchmarks
 from benchmarks.tables import draw, rebuild
+from gnnrl_gym.envs.budget import METRICS
 
 PAGES = ("README.md", "docs")
 PICTURES = Path("docs/images")
@@ -24,7 +25,8 @@ def bench(
     data: Annotated[str | None, typer.Option(help="Data name, .npz file or image folder, for searches.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds per searcher.")] = 3,
     evaluations: Annotated[int, typer.Option(help="Evaluations per search.")] = 400,
-    budget: Annotated[float, typer.Option(help="Share of the dense MACs.")] = 0.5,
+    budget: Annotated[float, typer.Option(help="Share of the dense cost.")] = 0.5,
+    metric: Annotated[str, typer.Option(help=f"Of searches' cost: {', '.join(METRICS)}.")] = "macs",
     methods: Annotated[str, typer.Option(help="Searchers to run, comma-separated; empty: all.")] = "",
     workers: Annotated[int, typer.Option(help="Searches side by side, one thread each.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 30,
@@ -39,8 +41,9 @@ def bench(
     if unknown := [name for name in names or [] if name not in known]:
         raise ValueError(f"Unknown benchmark {unknown[0]!r}: choose from {', '.join(known)}.")
     options = Options(
-        seed, model, weights, data, seeds, evaluations, budget, workers, epochs, distill, images, _split(methods), runs
-    )
+        seed, model, weights, data, seeds, evaluations, budget, metric, workers, epochs, distill, images,
+        _split(methods), runs,
+    )  # fmt: skip
     for name in names or []:
         typer.echo(f"{name}: {known[name].measure(options, out)}")
     if tables:

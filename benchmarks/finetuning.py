@@ -13,7 +13,7 @@ from agents.refine import finetune_run
 from agents.results import RESULT, SearchResult, machine, versions
 from agents.run_folder import finished
 from benchmarks.published_count import published_ratio
-from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
+from benchmarks.registry import Benchmark, Options, markdown_table, of_budget, of_data, of_evaluations, spread
 from benchmarks.search_comparison import WITHOUT_CHANCE, check_kept
 from benchmarks.searches import measured_on, side_by_side
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -38,7 +38,7 @@ def run(options: Options) -> dict[str, Any]:
         FileNotFoundError: one of the searches is not there.
         ValueError: one of the runs is of other weights or data; said before any work.
     """
-    base = options.runs / f"{_plans(options)}-{options.evaluations}"
+    base = options.runs / f"{of_budget(options)}-{options.evaluations}"
     tuned = base.with_name(f"{base.name}-finetuned-{options.epochs}-{_how(options)}")
     seeds = range(options.seed, options.seed + options.seeds)
     jobs = [(options, method, seed) for seed in seeds for method in options.methods_of(METHODS)]
@@ -55,11 +55,6 @@ def _folders(base: Path, options: Options) -> list[Path]:
     """Run folders of any number of epochs, method by method."""
     tuned = f"{base.name}-finetuned-*-{_how(options)}"
     return [path.parent for method in METHODS for path in sorted(base.parent.glob(f"{tuned}/{method}-[0-9]*/{RESULT}"))]
-
-
-def _plans(options: Options) -> str:
-    """Of run folders and record: whose plans."""
-    return f"{options.model or DIGITS}-{options.budget:g}"
 
 
 def _how(options: Options) -> str:
@@ -143,5 +138,5 @@ BENCHMARK = Benchmark(
     "plans of a search comparison after the same fine-tuning",
     run,
     table,
-    variant=lambda options: f"{_plans(options)}-distill-{_how(options)}{of_evaluations(options)}{of_data(options)}",
+    variant=lambda options: f"{of_budget(options)}-distill-{_how(options)}{of_evaluations(options)}{of_data(options)}",
 )

@@ -17,7 +17,7 @@ from agents.ppo import POLICY
 from agents.recorder import LOG
 from agents.results import SearchResult
 from agents.sb3 import make_sb3_env
-from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
+from benchmarks.registry import Benchmark, Options, markdown_table, of_budget, of_data, of_evaluations, spread
 from benchmarks.search_comparison import SETTINGS, WITHOUT_CHANCE, check_kept, environment_of, searcher_of
 from benchmarks.searches import measured_on, searched
 from gnnrl_gym.evaluation.accuracy import accuracy
@@ -32,13 +32,13 @@ LAST = 25  # evaluations at the end whose mean says what the agent has learned, 
 
 def run(options: Options) -> dict[str, Any]:
     """Every method and seed is a run folder; those that are finished are not run again."""
-    model = options.model or DIGITS
-    base = options.runs / f"off-policy-{model}-{options.budget:g}-{options.evaluations}"
+    base = options.runs / f"off-policy-{of_budget(options)}-{options.evaluations}"
     jobs = [(method, seed) for method in options.methods_of(METHODS) for seed in _seeds(method, options)]
     check_kept(options, [base / f"{method}-{seed}" for method, seed in jobs])
     rows = [_row(options, method, seed, base) for method, seed in tqdm(jobs, unit="search", disable=None)]
     where = measured_on([SearchResult.load(base / f"{method}-{seed}") for method, seed in jobs])
-    return where | {"model": model, "budget": options.budget, "evaluations": options.evaluations, "rows": rows}
+    budget = {"budget": options.budget, "metric": options.metric}
+    return where | {"model": options.model or DIGITS, "evaluations": options.evaluations} | budget | {"rows": rows}
 
 
 def _seeds(method: str, options: Options) -> range:
@@ -92,5 +92,5 @@ BENCHMARK = Benchmark(
     "DDPG, TD3 and SAC beside PPO and the controls, on the default environment",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}{of_evaluations(options)}{of_data(options)}",
+    variant=lambda options: f"{of_budget(options)}{of_evaluations(options)}{of_data(options)}",
 )

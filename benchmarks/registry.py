@@ -14,7 +14,9 @@ from typing import Any
 from agents.results import machine, versions
 from agents.run_folder import check_writable
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
+from gnnrl_gym.envs.budget import METRICS
 from gnnrl_gym.files import write_atomic
+from gnnrl_gym.zoo.models import DIGITS
 
 RESULTS = Path(__file__).parent / "results"
 # an installed package keeps the records that it came with
@@ -28,7 +30,7 @@ class Options:
     Attributes:
         seed: of everything random.
         model, weights, data: for benchmarks on real networks; None where the benchmark chooses.
-        seeds, evaluations, budget: of searches.
+        seeds, evaluations, budget, metric: of searches; the budget is a share of the dense cost, counted in the metric.
         workers: processes, each with one thread.
         methods: searchers to run; empty: all of the benchmark's.
         epochs, distill, images: of fine-tuning; the weight of the dense network's outputs in its loss, and whether it
@@ -36,7 +38,7 @@ class Options:
         runs: folder for the run folders of searches, from which an interrupted benchmark resumes.
 
     Raises:
-        ValueError: a number is out of range, or `images` is neither.
+        ValueError: a number is out of range, `images` is neither, or the metric is unknown.
     """
 
     seed: int = 0
@@ -46,6 +48,7 @@ class Options:
     seeds: int = 3
     evaluations: int = 400
     budget: float = 0.5
+    metric: str = "macs"
     workers: int = 1
     epochs: int = 30
     distill: float = 0.0
@@ -58,6 +61,7 @@ class Options:
         check_whole(1, **{name: getattr(self, name) for name in names})
         check_seed(seed=self.seed)
         check_choice("images", self.images, ("train", "all"))
+        check_choice("metric", self.metric, METRICS)
         if not 0 <= self.distill <= 1:
             raise ValueError(f"distill is a weight in [0, 1], got {self.distill!r}.")
 
@@ -118,6 +122,12 @@ class Benchmark:
 def of_model(options: Options) -> str:
     """Variant: a measurement of one network must not replace that of all."""
     return options.model or ""
+
+
+def of_budget(options: Options) -> str:
+    """Of run folders and variants: whose plans, and within what budget."""
+    metric = "" if options.metric == Options.metric else f"{options.metric}-"
+    return f"{options.model or DIGITS}-{metric}{options.budget:g}"
 
 
 def of_evaluations(options: Options) -> str:

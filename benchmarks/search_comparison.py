@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from agents.recorder import LOG
 from agents.results import RESULT, SearchResult
 from agents.run_folder import finished
 from agents.search import ASKED
-from benchmarks.registry import Benchmark, Options, markdown_table, of_data, of_evaluations, spread
+from benchmarks.registry import Benchmark, Options, markdown_table, of_budget, of_data, of_evaluations, spread
 from benchmarks.searches import asked_of, check_digests, check_same, digests_of, measured_on, searched, side_by_side
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
@@ -27,6 +27,8 @@ METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-ste
 # Under a budget of parameters, too, or with half of every group kept: no rows beside the others, but plans for
 # `finetuning`.
 OTHER_PLANS = ("ppo-params", "ppo-floor")
+# Within other budgets than of MACs.
+ELSEWHERE = tuple(method for method in METHODS if method != OUTSIDE)
 # "fresh": not from the general policy. "steps" takes several small ones to the budget, as published, instead of one.
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo-fresh": {"policy": None},
@@ -34,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 ENVIRONMENTS: dict[str, dict[str, Any]] = {"ppo-steps": {"max_steps": 10}, "ppo-floor": {"floor": 0.5}}
 WITHOUT_CHANCE = ("uniform", OUTSIDE, "sensitivity")
+NAMES = {"macs": "MACs", "params": "parameters", "memory": "memory", "latency": "latency"}  # of metrics, in titles
 POINTS = (50, 100, 200, 400)  # evaluations at which the table shows the best plan so far
 
 
@@ -45,9 +48,8 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError: one of them was made with other arguments.
     """
-    model = options.model or DIGITS
-    base = options.runs / f"{model}-{options.budget:g}-{options.evaluations}"
-    methods = options.methods_of(METHODS + OTHER_PLANS)
+    base = options.runs / f"{of_budget(options)}-{options.evaluations}"
+    methods = options.methods_of(METHODS + OTHER_PLANS if options.metric == "macs" else ELSEWHERE)
     jobs = [(options, method, seed, base) for method in methods for seed in _seeds(method, options)]
     # those of other methods than are run now are in the record too
     check_kept(options, [folder for method in METHODS + OTHER_PLANS for folder in base.glob(f"{method}-[0-9]*")])
@@ -56,8 +58,9 @@ def run(options: Options) -> dict[str, Any]:
     folders = [folder for folder in folders if finished(folder)]
     return {
         **measured_on([SearchResult.load(folder) for folder in folders if not folder.name.startswith(OUTSIDE)]),
-        "model": model,
+        "model": options.model or DIGITS,
         "budget": options.budget,
+        "metric": options.metric,
         "evaluations": options.evaluations,
         "threads_per_search": 1,
         "rows": [_row(folder) for folder in folders],
@@ -104,7 +107,8 @@ def environment_of(options: Options, method: str) -> dict[str, Any]:
     """Arguments of `GNNRL-Prune-v0`."""
     given = {"model": options.model or DIGITS, "weights": options.weights, "data": options.data or "digits"}
     budget = {"macs": options.budget, "params": options.budget} if method == "ppo-params" else options.budget
-    return given | {"budget": budget} | ENVIRONMENTS.get(method, {})
+    metric = {} if options.metric == Options.metric else {"metric": options.metric}
+    return given | {"budget": budget} | metric | ENVIRONMENTS.get(method, {})
 
 
 def searcher_of(method: str) -> str:
@@ -135,7 +139,14 @@ def _row(folder: Path) -> dict[str, Any]:
     more = ("dense_test_accuracy", "seconds", "widths")
     found = {key: getattr(result, key) for key in keys + more}
     found |= {"method": folder.name.rpartition("-")[0], "best_so_far": [round(float(b), 6) for b in best]}
+    found |= {"memory_ratio": result.memory_ratio, "latency_ratios": _latency_ratios(result)}
     return found | {"racing_share": _racing_share([line["search_accuracy"] for line in lines])}
+
+
+def _latency_ratios(result: SearchResult) -> dict[str, float] | None:
+    """Share of the dense network's latency, where the budget counts it."""
+    kinds, found = ("predicted", "measured"), result.latency
+    return found and {kind: found[kind] / found[f"dense_{kind}"] for kind in kinds}
 
 
 def _racing_share(scores: list[float]) -> float:
@@ -148,21 +159,36 @@ def _racing_share(scores: list[float]) -> float:
 def table(record: dict[str, Any]) -> str:
     """A row per method, mean and standard deviation over seeds."""
     points = [n for n in POINTS if n <= record["evaluations"]]
-    header = ["method", "evaluations", "real MACs", *(f"search at {n}" for n in points), "test, not fine-tuned"]
+    costs = _costs(record)
+    header = ["method", "evaluations", *costs, *(f"search at {n}" for n in points), "test, not fine-tuned"]
     rows = []
     for method in METHODS:
         runs = [row for row in record["rows"] if row["method"] == method]
         if not runs:
             continue
         cells = [f"{method} ({len(runs)} seeds)" if len(runs) > 1 else method, str(runs[0]["evaluations"])]
-        cells.append(f"{statistics.mean(r['macs_ratio'] for r in runs):.2%}")
+        cells += [f"{statistics.mean(map(cost, runs)):.2%}" for cost in costs.values()]
         best = [[r["best_so_far"][min(n, len(r["best_so_far"])) - 1] or None for r in runs] for n in points]
         shares = [*best, [r["test_accuracy"] for r in runs]]  # no plan within the budget yet: an empty cell
         rows.append([*cells, *(spread(values, 1, percent=True) for values in shares)])
     dense = [row["dense_test_accuracy"] for row in record["rows"] if "dense_test_accuracy" in row]  # all the same
     return markdown_table(
-        header, [["dense", "", "100 %", *[""] * len(points), spread(dense[:1], 1, percent=True)], *rows]
+        header, [["dense", "", *["100 %"] * len(costs), *[""] * len(points), spread(dense[:1], 1, percent=True)], *rows]
     )
+
+
+def _costs(record: dict[str, Any]) -> dict[str, Callable[[dict[str, Any]], float]]:
+    """Columns of a table: real MACs and, where the budget counts something else, that."""
+    found: dict[str, Callable[[dict[str, Any]], float]] = {"real MACs": lambda row: row["macs_ratio"]}
+    match record.get("metric", "macs"):  # old records have none
+        case "params":
+            found["parameters"] = lambda row: row["params_ratio"]
+        case "memory":
+            found["memory"] = lambda row: row["memory_ratio"]
+        case "latency":
+            found["predicted latency"] = lambda row: row["latency_ratios"]["predicted"]
+            found["measured latency"] = lambda row: row["latency_ratios"]["measured"]
+    return found
 
 
 def figure(record: dict[str, Any], path: Path) -> None:
@@ -178,7 +204,8 @@ def figure(record: dict[str, Any], path: Path) -> None:
         places = np.arange(1, curves.shape[1] + 1)
         axes.plot(places, curves.mean(0), label=method)
         axes.fill_between(places, curves.min(0), curves.max(0), alpha=0.2)
-    title = f"{record['model']} at {record['budget']:.0%} of its MACs, before fine-tuning"
+    counted = NAMES[record.get("metric", "macs")]
+    title = f"{record['model']} at {record['budget']:.0%} of its {counted}, before fine-tuning"
     axes.set(xlabel="evaluations", ylabel="best search accuracy, %", title=title)
     axes.legend(loc="lower right")
     write_atomic(path, lambda file: canvas.savefig(file, format="png"))
@@ -189,6 +216,6 @@ BENCHMARK = Benchmark(
     "searchers at equal real cost and equal evaluations",
     run,
     table,
-    variant=lambda options: f"{options.model or DIGITS}-{options.budget:g}{of_evaluations(options)}{of_data(options)}",
+    variant=lambda options: f"{of_budget(options)}{of_evaluations(options)}{of_data(options)}",
     figure=figure,
 )

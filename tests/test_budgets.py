@@ -24,7 +24,7 @@ from agents.search_cli import _budget
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.pruning.latency import LatencyTable, _rounded
-from gnnrl_gym.pruning.timing import take_turns
+from gnnrl_gym.pruning.timing import Operation, take_turns
 from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.resnet import CifarResNet
 
@@ -97,12 +97,48 @@ def test_the_operations_of_a_plan_cost_together_what_the_clock_counts(table: Lat
     assert table._sum(plan) == pytest.approx(counted, rel=1e-6)
 
 
+@pytest.mark.parametrize("blocky", [False, True])
+def test_counts_are_rounded_up_where_the_kernels_do(
+    blocky: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With kernels that work on blocks, and with such that take what a straight line says, the operations of any plan
+    cost together what the clock counts."""
+    call = Operation.call
+
+    def rounded(op: Operation, counts: Any, *given: Any) -> Any:
+        blocks = _rounded(np.array(counts, float), np.array(16.0)) if blocky and op.weighted else counts
+        return call(op, tuple(int(min(pair)) for pair in zip(blocks, op.sizes, strict=True)), *given)
+
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(Operation, "call", rounded)
+    table = LatencyTable(large_network(), 1, tmp_path)
+    full = table.network.widths
+    for plan in np.maximum(random_plans(table.network, 5), full // 4):  # in the range that is measured
+        kept = [[round(float(plan @ row[:-1] + row[-1])) for row in op.rows] for op in table._operations]
+        calls = [op.call(counts, {}, table.device) for op, counts in zip(table._operations, kept, strict=True)]
+        assert table._sum(plan) == pytest.approx(sum(1e-6 + 1e-10 * flops_of(each, ()) for each in calls), rel=1e-6)
+
+
 def test_whole_networks_scale_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A constant, and a factor for what operations cost when they stand together."""
     monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._sum(plans) + 1e-3)
     table = LatencyTable(large_network(), 2, tmp_path)
     plans = random_plans(table.network, 5)
     np.testing.assert_allclose(table.predict(plans), 3 * table._sum(plans) + 1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("odd", [0.8, 1.2])
+def test_the_dense_network_is_predicted_as_measured_and_no_plan_above_it(
+    odd: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Odd channel counts may cost a network more than the factor that they save, or less."""
+    monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._sum(plans) * [odd, *[1] * 5])
+    table = LatencyTable(large_network(), 2, tmp_path)
+    full = table.network.widths
+    dense, almost, half = table.predict(np.stack([full, full - 1, full // 2]))
+    assert dense == table.predict(full) == pytest.approx(3 * odd * table._sum(full))
+    assert almost == pytest.approx(min(3 * table._sum(full - 1), dense))
+    assert half == pytest.approx(3 * table._sum(full // 2))
 
 
 def test_a_network_whose_time_seems_constant_is_predicted_by_its_operations(

@@ -52,7 +52,7 @@ def unsteady(seed: int) -> Callable[..., list[float]]:
     rng = np.random.default_rng(seed)
 
     def counted(calls: Any, repeats: int, device: torch.device, inputs: Any = ()) -> list[float]:
-        return [(1e-6 + 1e-10 * flops_of(call, inputs)) * rng.uniform(0.5, 1.5) for call in calls]
+        return [(1e-6 + 1e-10 * flops_of(call, inputs)) * rng.uniform(0.8, 1.2) for call in calls]
 
     return counted
 
@@ -158,7 +158,7 @@ def test_figures_that_are_damaged_or_of_another_network_are_refused(
 
 
 def timed() -> Any:
-    return gym.make("GNNRL-Prune-v0", metric="latency", budget=0.9, max_steps=1, **SMALL)
+    return gym.make("GNNRL-Prune-v0", metric="latency", budget=0.7, max_steps=1, **SMALL)
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_a_training_is_resumed_without_the_cache(cache: Path, tmp_path: Path, mo
 
     def many() -> Any:
         shutil.rmtree(cache, ignore_errors=True)
-        return gym.make("GNNRL-PruneMany-v0", networks=[timed(), untimed], budgets=(0.9, 0.95))
+        return gym.make("GNNRL-PruneMany-v0", networks=[timed(), untimed], budgets=(0.7, 0.75))
 
     out = tmp_path / "run"
     untimed = PruneEnv(CifarResNet(1, in_channels=1, widths=(8, 8, 8)), max_steps=1, **SMALL)

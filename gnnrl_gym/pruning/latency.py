@@ -1,10 +1,11 @@
 """Measured latency: a table per operation, made once on this machine, and what it predicts for any plan.
 
 Every operation that computes is measured alone at a grid of channel counts (read x written), and interpolated between
-them. Kernels work on blocks of channels, so a convolution of 33 channels takes as long as one of 48: counts are rounded
-up to whole blocks first, those below a block to a power of two (smaller kernels take over there). What operations
-measured alone leave out (calls of modules, views, other caches) is put right by forwards of the dense network and a few
-pruned ones: a factor and a constant, for the whole network.
+them. Many kernels work on blocks of channels, so a convolution of 33 channels takes as long as one of 48; below a block
+there may be smaller kernels, for powers of two. Others, of another processor or for smaller images, don't. So one more
+measurement between any two counts of the grid, just above the lower one, tells how far counts are to be rounded up
+there. What operations measured alone leave out (calls of modules, views, other caches, odd channel counts) is put right
+by forwards of a few pruned networks: a factor and a constant. The dense network is measured as a whole.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from functools import cache, cached_property
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.timing import Operation, operations, place, take_turns
 
 SHARES = (0.1, 0.4, 0.7, 1.0)  # of channels at which operations are measured; 0.1 is the environment's floor
-LAYOUT = 2  # of the grids: those in files of another layout were measured at other counts, and are not read
-CALIBRATION_PLANS = 4  # forwards of whole networks that scale the table
+LAYOUT = 3  # of the grids: those in files of another layout were measured at other counts, and are not read
+CALIBRATED = (0.3, 0.45, 0.6, 0.75, 0.9)  # mean shares of the plans whose networks scale the table
+SPREAD = 0.1  # of the shares around that mean
 LEAST_SHARE = 0.01  # of a network's time that its operations take; where they seem to take less, it is noise
 Grid = list[list[float]]
 
@@ -74,42 +76,60 @@ class LatencyTable:
         known = self._kept(Path(kept)) if kept is not None else {} if refresh else self._read()
         self._arrays(self._measured(known))
         found: list[float] = known.get(self._key) or self._calibrated()
-        self._factor, self._constant = found
+        self._factor, self._constant, self._dense = found
 
     # ---- prediction -------------------------------------------------------------------------------------------
 
     def predict(self, widths: npt.ArrayLike) -> Any:
         """Seconds of a plan [A]: float, or float64 [B] for [B, A]."""
-        seconds = self._factor * self._sum(self.network.checked(widths)) + self._constant
+        plans = self.network.checked(widths)
+        whole = (plans == self.network.widths).all(-1)
+        # odd counts may make a network slower than the dense one: no use to anybody, and predictions would fall
+        seconds = np.minimum(self._factor * self._sum(plans) + self._constant, self._dense)
+        seconds = np.where(whole, self._dense, seconds)
         return float(seconds) if seconds.ndim == 0 else seconds
 
     def _sum(self, widths: Ints) -> Floats:
         """Seconds of all operations, measured alone, [...]."""
-        (i, s), (j, t) = (self._between(axis, widths) for axis in (0, 1))
+        counts = np.stack([widths.astype(np.float64) @ rows[:-1] + rows[-1] for rows in self._rows])
+        return self._interpolated(counts, self._blockiness).sum(-1)
+
+    def _interpolated(self, counts: Floats, blockiness: Floats) -> Floats:
+        """Seconds of every operation [..., L] at counts [2, ..., L] of the channels that it reads and writes."""
+        (i, s), (j, t) = (self._between(axis, counts[axis], blockiness) for axis in (0, 1))
         at, grid = np.arange(len(self._operations)), self._grids
         lower = (1 - t) * grid[at, i, j] + t * grid[at, i, j + 1]
         upper = (1 - t) * grid[at, i + 1, j] + t * grid[at, i + 1, j + 1]
-        return np.asarray(((1 - s) * lower + s * upper).sum(-1))
+        return np.asarray((1 - s) * lower + s * upper)
 
-    def _between(self, axis: int, widths: Ints) -> tuple[Ints, Floats]:
+    def _between(self, axis: int, counts: Floats, blockiness: Floats) -> tuple[Ints, Floats]:
         """Number of the knot below, and how far the way to the next one is, [..., L]."""
-        rows, knots = self._rows[axis], self._knots[axis]
-        kept = widths.astype(np.float64) @ rows[:-1] + rows[-1]
-        kept = np.minimum(_rounded(kept, self._blocks), knots[:, -1])
-        below = (kept[..., None] >= knots[:, 1:-1]).sum(-1)
-        at = np.arange(len(knots))
+        knots, at = self._knots[axis], np.arange(len(self._operations))
+        below = (counts[..., None] >= knots[:, 1:-1]).sum(-1)
         left, right = knots[at, below], knots[at, below + 1]
-        return below, np.clip((kept - left) / np.maximum(right - left, 1e-9), 0, 1)
+        counts = counts + blockiness[at, below] * (_rounded(counts, self._blocks) - counts)
+        return below, np.clip((counts - left) / np.maximum(right - left, 1e-9), 0, 1)
 
     def _arrays(self, grids: dict[str, Grid]) -> None:
-        """What prediction reads, for the L operations: rows [2, A + 1, L], knots [2, L, K], grids [L, K, K]."""
+        """What prediction reads, for the L operations: rows [2, A + 1, L], knots [2, L, K], grids [L, K, K], probes and
+        blockiness [L, K - 1]."""
         found = self._operations
         self._rows = np.array([[op.rows[axis] for op in found] for axis in (0, 1)], float).transpose(0, 2, 1)
         self._knots = np.array([[self._counts(op, axis) for op in found] for axis in (0, 1)], float)
         self._blocks = np.array([self._block(op) for op in found], float)
-        grid = np.array([grids[op.key] for op in found])
+        grid = np.array([grids[op.key][:-1] for op in found])
         # more channels never take less: what noise says otherwise is smoothed out
         self._grids = np.maximum.accumulate(np.maximum.accumulate(grid, 1), 2)
+        self._probes = np.array([grids[op.key][-1] for op in found])
+        self._blockiness = self._fitted_blockiness()
+
+    def _fitted_blockiness(self) -> Floats:
+        """How far counts are rounded up to blocks between two knots, in [0, 1], such that the probes are met."""
+        counts = np.array([[self._probed(op, axis) for op in self._operations] for axis in (0, 1)], float)
+        ends = (np.full_like(self._probes, share) for share in (0, 1))
+        smooth, blocky = (self._interpolated(counts.transpose(0, 2, 1), end).T for end in ends)
+        rise = blocky - smooth  # where it is nothing, it says nothing
+        return np.clip(np.divide(self._probes - smooth, rise, out=np.zeros_like(rise), where=rise > 0), 0, 1)
 
     def _block(self, op: Operation) -> int:
         """Channels that the kernels of an operation work on at a time."""
@@ -128,6 +148,11 @@ class LatencyTable:
         blocks = _rounded(np.ceil(np.array(SHARES) * size), np.array(self._block(op), float)).astype(int).tolist()
         return [min(-(-count // step) * step, size) for count in blocks]
 
+    def _probed(self, op: Operation, axis: int) -> list[int]:
+        """The counts just above all of `_counts` but the last."""
+        counts, step = self._counts(op, axis), op.steps[axis]
+        return [min(low + step, high) for low, high in pairwise(counts)]
+
     # ---- measurement ------------------------------------------------------------------------------------------
 
     def _measured(self, known: dict[str, Any]) -> dict[str, Grid]:
@@ -142,9 +167,9 @@ class LatencyTable:
         grids: dict[str, dict[tuple[int, int], float]] = {}
         ops, calls = list(ops), {}
         # point by point through all operations, so that they take turns as in a forward
-        for i, j in product(range(len(SHARES)), repeat=2):
+        for point in range(len(SHARES) ** 2 + len(SHARES) - 1):
             for op in ops:
-                counts = self._counts(op, 0)[i], self._counts(op, 1)[j]
+                counts = self._points(op)[point]
                 call = op.call(counts, memory, self.device)
                 if (op.key, counts) not in calls and _runs(call):
                     calls[op.key, counts] = call
@@ -153,14 +178,21 @@ class LatencyTable:
             grids.setdefault(key, {})[counts] = value
         return {op.key: self._grid(op, grids.get(op.key, {})) for op in ops}
 
+    def _points(self, op: Operation) -> list[tuple[int, int]]:
+        """Counts at which an operation is measured, of the grid and of the probes."""
+        grid = product(self._counts(op, 0), self._counts(op, 1))
+        return [*grid, *zip(self._probed(op, 0), self._probed(op, 1), strict=True)]
+
     def _grid(self, op: Operation, seconds: dict[tuple[int, int], float]) -> Grid:
-        """[K, K]; what runs at its full size only (a channel number among its arguments) scales with its channels."""
+        """[K, K], and a row of the K - 1 probes; what runs at its full size only (a channel number among its arguments)
+        scales with its channels."""
         full = seconds.get(op.sizes, 0.0)
 
         def at(counts: tuple[int, int]) -> float:
             return seconds.get(counts, full * counts[0] * counts[1] / (op.sizes[0] * op.sizes[1]))
 
-        return [[at((i, j)) for j in self._counts(op, 1)] for i in self._counts(op, 0)]
+        found = [at(point) for point in self._points(op)]
+        return [found[start : start + len(SHARES)] for start in range(0, len(found), len(SHARES))]
 
     @cached_property
     def _key(self) -> str:
@@ -169,16 +201,22 @@ class LatencyTable:
         return f"network {hashlib.sha256(' '.join(text).encode()).hexdigest()[:16]}"
 
     def _calibrated(self) -> list[float]:
-        """Factor and constant, neither negative, with the least relative error on a few whole networks."""
+        """Factor and constant with the least relative error on a few pruned networks, and the seconds of the dense one.
+
+        Neither the factor is negative nor the prediction for the smallest plan. The constant may be: operations that
+        are measured alone count the call of each.
+        """
         full, rng = self.network.widths, np.random.default_rng(0)
-        shares = rng.uniform(0.3, 1, (CALIBRATION_PLANS - 1, len(full)))
+        shares = np.array(CALIBRATED)[:, None] + rng.uniform(-SPREAD, SPREAD, (len(CALIBRATED), len(full)))
         plans = np.vstack([full, np.maximum(np.round(shares * full), 1).astype(np.int64)])
-        whole = np.array(self.measure(plans))
-        found = nnls(np.stack([self._sum(plans) / whole, 1 / whole], 1), np.ones(len(whole)))[0].tolist()
-        alone = self._sum(full)
-        if found[0] * alone < LEAST_SHARE * whole[0]:  # a constant alone would say that no pruning ever saves time
-            found = [float(whole[0] / alone), 0.0]
-        counts: list[float] = self._write({self._key: found})[self._key]
+        dense, *pruned = self.measure(plans)
+        alone, least = float(self._sum(full)), float(self._sum(np.ones_like(full)))
+        columns = np.stack([self._sum(plans[1:]) - least, np.ones(len(pruned))], 1) / np.array(pruned)[:, None]
+        factor, smallest = nnls(columns, np.ones(len(pruned)))[0].tolist()
+        if factor * (alone - least) < LEAST_SHARE * dense:  # that would say that no pruning ever saves time
+            factor = dense / alone
+            smallest = factor * least
+        counts: list[float] = self._write({self._key: [factor, smallest - factor * least, dense]})[self._key]
         return counts
 
     def measure(self, plans: npt.ArrayLike) -> list[float]:
@@ -226,15 +264,18 @@ class LatencyTable:
 
     def figures(self) -> dict[str, Any]:
         """All that predictions are made from, under a name for this network: what a file that is `kept` holds."""
-        grids = {op.key: grid.tolist() for op, grid in zip(self._operations, self._grids, strict=True)}
-        seconds = grids | {self._key: [self._factor, self._constant]}
+        grids = {
+            op.key: [*grid.tolist(), probes.tolist()]
+            for op, grid, probes in zip(self._operations, self._grids, self._probes, strict=True)
+        }
+        seconds: dict[str, Any] = grids | {self._key: [self._factor, self._constant, self._dense]}
         return {f"{self._key} {LAYOUT}": {"place": self.place, "vector": self._vector, "seconds": seconds}}
 
     def _kept(self, path: Path) -> dict[str, Any]:
         """The seconds in a file of `figures`. They are those of their machine, and so are the vectors."""
         found, name = read_json(path), f"{self._key} {LAYOUT}"
         if name not in found:
-            raise ValueError(f"{str(path)!r} has no latencies of this network, as this version of torch traces it.")
+            raise ValueError(f"{str(path)!r} has no latencies of this network for these versions of gnnrl_gym and torch.")
         check_entries(path, found, {name: dict})
         check_entries(path, found[name], {"place": str, "vector": int, "seconds": dict})
         self.place, self._vector = found[name]["place"], found[name]["vector"]
