@@ -10,9 +10,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
-from agents.recorder import LOG
+from agents.recorder import LATENCIES, LOG
 from agents.results import RESULT, SearchResult
 from agents.run_folder import finished
 from agents.search import ASKED
@@ -21,6 +23,7 @@ from benchmarks.searches import asked_of, check_digests, check_same, digests_of,
 from benchmarks.torch_pruning_control import NAME as OUTSIDE
 from benchmarks.torch_pruning_control import control
 from gnnrl_gym.files import read_json, write_atomic
+from gnnrl_gym.pruning.latency import LatencyTable
 from gnnrl_gym.zoo.models import DIGITS
 
 METHODS = ("uniform", OUTSIDE, "random", "sensitivity", "es", "cma-es", "ppo-steps", "ppo-fresh", "ppo")
@@ -37,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ENVIRONMENTS: dict[str, dict[str, Any]] = {"ppo-steps": {"max_steps": 10}, "ppo-floor": {"floor": 0.5}}
 WITHOUT_CHANCE = ("uniform", OUTSIDE, "sensitivity")
 NAMES = {"macs": "MACs", "params": "parameters", "memory": "memory", "latency": "latency"}  # of metrics, in titles
+REPEATS = 100  # forwards behind a measured latency
 POINTS = (50, 100, 200, 400)  # evaluations at which the table shows the best plan so far
 
 
@@ -56,6 +60,9 @@ def run(options: Options) -> dict[str, Any]:
     side_by_side(_search, jobs, options.workers, "search")
     folders = [path.parent for method in METHODS for path in sorted(base.glob(f"{method}-[0-9]*/{RESULT}"))]
     folders = [folder for folder in folders if finished(folder)]
+    rows = [_row(folder) for folder in folders]
+    if options.metric == "latency" and folders:
+        rows = [row | found for row, found in zip(rows, _latencies(folders), strict=True)]
     return {
         **measured_on([SearchResult.load(folder) for folder in folders if not folder.name.startswith(OUTSIDE)]),
         "model": options.model or DIGITS,
@@ -63,7 +70,7 @@ def run(options: Options) -> dict[str, Any]:
         "metric": options.metric,
         "evaluations": options.evaluations,
         "threads_per_search": 1,
-        "rows": [_row(folder) for folder in folders],
+        "rows": rows,
     }
 
 
@@ -139,14 +146,24 @@ def _row(folder: Path) -> dict[str, Any]:
     more = ("dense_test_accuracy", "seconds", "widths")
     found = {key: getattr(result, key) for key in keys + more}
     found |= {"method": folder.name.rpartition("-")[0], "best_so_far": [round(float(b), 6) for b in best]}
-    found |= {"memory_ratio": result.memory_ratio, "latency_ratios": _latency_ratios(result)}
+    found |= {"memory_ratio": result.memory_ratio}
     return found | {"racing_share": _racing_share([line["search_accuracy"] for line in lines])}
 
 
-def _latency_ratios(result: SearchResult) -> dict[str, float] | None:
-    """Share of the dense network's latency, where the budget counts it."""
-    kinds, found = ("predicted", "measured"), result.latency
-    return found and {kind: found[kind] / found[f"dense_{kind}"] for kind in kinds}
+def _latencies(folders: Sequence[Path]) -> list[dict[str, float]]:
+    """Shares of the dense network's latency, predicted in each run and measured anew side by side: when a search ended,
+    others were running beside it."""
+    results = [SearchResult.load(folder) for folder in folders]
+    network = results[0].network()
+    torch.set_num_threads(1)  # as in the search
+    with threadpool_limits(1):
+        table = LatencyTable(network, REPEATS, kept=folders[0] / LATENCIES)
+        dense, *measured = table.measure(np.stack([network.widths, *(result.widths for result in results)]))
+    predicted = [found["predicted"] / found["dense_predicted"] for result in results if (found := result.latency)]
+    return [
+        {"predicted_latency_ratio": guess, "measured_latency_ratio": seconds / dense}
+        for guess, seconds in zip(predicted, measured, strict=True)
+    ]
 
 
 def _racing_share(scores: list[float]) -> float:
@@ -186,8 +203,8 @@ def _costs(record: dict[str, Any]) -> dict[str, Callable[[dict[str, Any]], float
         case "memory":
             found["memory"] = lambda row: row["memory_ratio"]
         case "latency":
-            found["predicted latency"] = lambda row: row["latency_ratios"]["predicted"]
-            found["measured latency"] = lambda row: row["latency_ratios"]["measured"]
+            found["predicted latency"] = lambda row: row["predicted_latency_ratio"]
+            found["measured latency"] = lambda row: row["measured_latency_ratio"]
     return found
 
 

@@ -203,7 +203,7 @@ def test_a_comparison_within_another_budget_has_a_record_of_its_own(
     search_comparison._search(options, "uniform", 0, tmp_path / f"digits-resnet-{metric}-0.9-2")
     record = search_comparison.run(options)
     row = record["rows"][0]
-    assert 0.5 < (row["params_ratio"] if metric == "params" else row["latency_ratios"]["predicted"]) <= 0.9
+    assert 0.5 < (row["params_ratio"] if metric == "params" else row["predicted_latency_ratio"]) <= 0.9
     assert f"| real MACs | {shown} |" in search_comparison.table(record)
     assert search_comparison.BENCHMARK.variant(options) == f"digits-resnet-{metric}-0.9-2"
 
