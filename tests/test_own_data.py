@@ -161,6 +161,15 @@ def test_a_class_that_is_never_trained_is_named(tmp_path: Path) -> None:
         load_data(tmp_path / "data.npz")
 
 
+def test_a_class_whose_images_are_all_set_apart_is_named() -> None:
+    given = arrays(classes=3)
+    apart = DataSplits.of(**given | {"y_train": np.arange(40)}).search.labels[0]  # a class for each image
+    given["y_train"][apart] = 3
+    with pytest.warns(UserWarning, match="the label 3, of 0 to 3: .*; what there was is set apart for the search"):
+        data = DataSplits.of(**given)
+    assert 3 in data.search.labels and data.num_classes == 4
+
+
 NO_DATA: dict[str, Callable[[], Any]] = {
     "tuple": lambda: (X, Y),
     "dict": lambda: {"x_train": X},

@@ -115,7 +115,7 @@ def assemble(
     train, search = (parts.train, parts.search) if parts.search else _set_apart(parts.train, seed, share)
     normalisation = normalisation_of(train.images, torch.arange(len(train.labels)), given)
     labels, shape = parts.train.labels, train.images.shape
-    _warn_of_absent_classes(name, labels)
+    _warn_of_absent_classes(name, labels, train.labels)
     return DataSplits(
         name,
         Split(*train, *normalisation),
@@ -129,13 +129,17 @@ def assemble(
     )
 
 
-def _warn_of_absent_classes(name: str, labels: Tensor) -> None:
-    """A warning, not an error: a part of a data set may well lack a class."""
-    absent = (torch.bincount(labels) == 0).nonzero().flatten().tolist()
+def _warn_of_absent_classes(name: str, labels: Tensor, trained: Tensor) -> None:
+    """A warning, not an error: a part of a data set may well lack a class. ``trained``: of ``labels``, what the search
+    has left."""
+    given = torch.bincount(labels)
+    absent = (torch.bincount(trained, minlength=len(given)) == 0).nonzero().flatten().tolist()
     if not absent:
         return
     some = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
-    mend = "; take 1 off all labels if they count from 1" if absent == [0] else ""
+    mend = "; take 1 off all labels if they count from 1" if absent == [0] and not given[0] else ""
+    if given[absent].any():
+        mend = "; what there was is set apart for the search: give more images, or a search split of your own"
     message = f"{name!r} has no training image with the label {some}, of 0 to {int(labels.max())}"
     warnings.warn(f"{message}: a class that is never trained{mend}.", stacklevel=2)
 
