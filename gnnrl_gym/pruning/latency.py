@@ -275,7 +275,9 @@ class LatencyTable:
         """The seconds in a file of `figures`. They are those of their machine, and so are the vectors."""
         found, name = read_json(path), f"{self._key} {LAYOUT}"
         if name not in found:
-            raise ValueError(f"{str(path)!r} has no latencies of this network, or of another version of torch or gnnrl_gym.")
+            raise ValueError(
+                f"{str(path)!r} has no latencies of this network for these versions of gnnrl_gym and torch."
+            )
         check_entries(path, found, {name: dict})
         check_entries(path, found[name], {"place": str, "vector": int, "seconds": dict})
         self.place, self._vector = found[name]["place"], found[name]["vector"]
