@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,16 +128,18 @@ def test_whole_networks_scale_the_table(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_allclose(table.predict(plans), 3 * table._sum(plans) + 1e-3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("odd", [0.8, 1.2])
-def test_the_dense_network_is_predicted_as_measured_and_no_plan_above_it(
-    odd: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("share", "counted"), [(0.9, 0.9), (0.2, 0.8), (5, 1)])
+def test_the_dense_network_may_be_faster_than_the_others_say_and_no_plan_is_above_it(
+    share: float, counted: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Odd channel counts may cost a network more than the factor that they save, or less."""
-    monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._sum(plans) * [odd, *[1] * 5])
-    table = LatencyTable(large_network(), 2, tmp_path)
+    """Its channel counts are not odd. What is far off is noise, which would let any plan meet a budget, or none."""
+    monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._sum(plans) * [share, *[1] * 5])
+    with warnings.catch_warnings(record=True) as said:
+        table = LatencyTable(large_network(), 2, tmp_path)
+    assert any("is the machine busy?" in str(each.message) for each in said) == (share != 0.9)
     full = table.network.widths
     dense, almost, half = table.predict(np.stack([full, full - 1, full // 2]))
-    assert dense == table.predict(full) == pytest.approx(3 * odd * table._sum(full))
+    assert dense == table.predict(full) == pytest.approx(3 * counted * table._sum(full))
     assert almost == pytest.approx(min(3 * table._sum(full - 1), dense))
     assert half == pytest.approx(3 * table._sum(full // 2))
 

@@ -5,7 +5,8 @@ them. Many kernels work on blocks of channels, so a convolution of 33 channels t
 there may be smaller kernels, for powers of two. Others, of another processor or for smaller images, don't. So one more
 measurement between any two counts of the grid, just above the lower one, tells how far counts are to be rounded up
 there. What operations measured alone leave out (calls of modules, views, other caches, odd channel counts) is put right
-by forwards of a few pruned networks: a factor and a constant. The dense network is measured as a whole.
+by forwards of a few pruned networks: a factor and a constant. The dense network, whose counts are not odd, may be
+faster than these say, and is measured, too.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ SHARES = (0.1, 0.4, 0.7, 1.0)  # of channels at which operations are measured; 0
 LAYOUT = 3  # of the grids: those in files of another layout were measured at other counts, and are not read
 CALIBRATED = (0.3, 0.45, 0.6, 0.75, 0.9)  # mean shares of the plans whose networks scale the table
 SPREAD = 0.1  # of the shares around that mean
+ODD = 0.2  # of a network's time is the most that odd channel counts cost; what is measured beyond that is noise
+UNSTEADY = 0.3  # relative error of the table on what it was fitted to, above which the machine must have been busy
 LEAST_SHARE = 0.01  # of a network's time that its operations take; where they seem to take less, it is noise
 Grid = list[list[float]]
 
@@ -201,7 +204,8 @@ class LatencyTable:
         return f"network {hashlib.sha256(' '.join(text).encode()).hexdigest()[:16]}"
 
     def _calibrated(self) -> list[float]:
-        """Factor and constant with the least relative error on a few pruned networks, and the seconds of the dense one.
+        """Factor and constant with the least relative error on a few pruned networks, and the seconds of the dense one:
+        as measured, but no more than factor and constant say, and not much less.
 
         Neither the factor is negative nor the prediction for the smallest plan. The constant may be: operations that
         are measured alone count the call of each.
@@ -216,8 +220,21 @@ class LatencyTable:
         if factor * (alone - least) < LEAST_SHARE * dense:  # that would say that no pruning ever saves time
             factor = dense / alone
             smallest = factor * least
-        counts: list[float] = self._write({self._key: [factor, smallest - factor * least, dense]})[self._key]
+        constant = smallest - factor * least
+        said = factor * self._sum(plans) + constant
+        self._warn_if_unsteady(said / np.array([dense, *pruned]) - 1)
+        dense = float(np.clip(dense, (1 - ODD) * said[0], said[0]))
+        counts: list[float] = self._write({self._key: [factor, constant, dense]})[self._key]
         return counts
+
+    def _warn_if_unsteady(self, errors: Floats) -> None:
+        """errors: relative ones of what the table says of the networks that it was fitted to."""
+        if (worst := np.abs(errors).max()) > UNSTEADY:
+            warnings.warn(
+                f"The latencies measured here don't agree with each other ({worst:.0%} off): is the machine busy? "
+                f"Predictions are as coarse. To measure again when it is not, delete {str(self._file)!r}.",
+                stacklevel=2,
+            )
 
     def measure(self, plans: npt.ArrayLike) -> list[float]:
         """Median seconds of one forward of each network of `plans` [B, A], really built; they take turns."""
