@@ -194,20 +194,6 @@ def test_networks_measured_with_another_seed_are_measured_again(
     assert rows == ["seed 0", "seed 1", "seed 0"]
 
 
-@pytest.mark.parametrize(("metric", "shown"), [("params", "parameters"), ("latency", "predicted latency")])
-def test_a_comparison_within_another_budget_has_a_record_of_its_own(
-    metric: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"uniform": FEW})
-    options = Options(evaluations=2, metric=metric, budget=0.9, methods=("uniform",), runs=tmp_path)
-    search_comparison._search(options, "uniform", 0, tmp_path / f"digits-resnet-{metric}-0.9-2")
-    record = search_comparison.run(options)
-    row = record["rows"][0]
-    assert 0.5 < (row["params_ratio"] if metric == "params" else row["predicted_latency_ratio"]) <= 0.9
-    assert f"| real MACs | {shown} |" in search_comparison.table(record)
-    assert search_comparison.BENCHMARK.variant(options) == f"digits-resnet-{metric}-0.9-2"
-
-
 def test_search_comparison_shows_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"random": FEW, "uniform": FEW})
     options = Options(evaluations=4, seeds=2, methods=("uniform", "random"), runs=tmp_path)

@@ -22,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agents import SearchResult, search
 from agents.search_cli import _budget
+from benchmarks import search_comparison
+from benchmarks.registry import Options
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.pruning.latency import LatencyTable, _rounded
@@ -135,6 +137,7 @@ def test_the_dense_network_may_be_faster_than_the_others_say_and_no_plan_is_abov
     """Its channel counts are not odd. What is far off is noise, which would let any plan meet a budget, or none."""
     monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._sum(plans) * [share, *[1] * 5])
     with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         table = LatencyTable(large_network(), 2, tmp_path)
     assert any("is the machine busy?" in str(each.message) for each in said) == (share != 0.9)
     full = table.network.widths
@@ -441,3 +444,22 @@ def test_after_several_steps_no_unit_fits_back(settings: dict[str, Any]) -> None
             wider[group] = min(wider[group] + env.round_to, env.network.widths[group])
             assert not env.within_budget(wider)
     assert several > 4
+
+
+# ---- benchmarks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"), [("params", "parameters"), ("latency", "predicted latency | measured latency")]
+)
+def test_a_comparison_within_another_budget_has_a_record_of_its_own(
+    metric: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_comparison, "ENVIRONMENTS", {"uniform": SMALL})
+    options = Options(evaluations=2, metric=metric, budget=0.9, methods=("uniform",), runs=tmp_path)
+    search_comparison._search(options, "uniform", 0, tmp_path / f"digits-resnet-{metric}-0.9-2")
+    record = search_comparison.run(options)
+    row = record["rows"][0]
+    assert 0.5 < (row["params_ratio"] if metric == "params" else row["predicted_latency_ratio"]) <= 0.9
+    assert f"| real MACs | {shown} |" in search_comparison.table(record)
+    assert search_comparison.BENCHMARK.variant(options) == f"digits-resnet-{metric}-0.9-2"

@@ -170,9 +170,8 @@ class LatencyTable:
         grids: dict[str, dict[tuple[int, int], float]] = {}
         ops, calls = list(ops), {}
         # point by point through all operations, so that they take turns as in a forward
-        for point in range(len(SHARES) ** 2 + len(SHARES) - 1):
-            for op in ops:
-                counts = self._points(op)[point]
+        for points in zip(*map(self._points, ops), strict=True):
+            for op, counts in zip(ops, points, strict=True):
                 call = op.call(counts, memory, self.device)
                 if (op.key, counts) not in calls and _runs(call):
                     calls[op.key, counts] = call
@@ -213,19 +212,22 @@ class LatencyTable:
         full, rng = self.network.widths, np.random.default_rng(0)
         shares = np.array(CALIBRATED)[:, None] + rng.uniform(-SPREAD, SPREAD, (len(CALIBRATED), len(full)))
         plans = np.vstack([full, np.maximum(np.round(shares * full), 1).astype(np.int64)])
-        dense, *pruned = self.measure(plans)
-        alone, least = float(self._sum(full)), float(self._sum(np.ones_like(full)))
-        columns = np.stack([self._sum(plans[1:]) - least, np.ones(len(pruned))], 1) / np.array(pruned)[:, None]
-        factor, smallest = nnls(columns, np.ones(len(pruned)))[0].tolist()
-        if factor * (alone - least) < LEAST_SHARE * dense:  # that would say that no pruning ever saves time
-            factor = dense / alone
-            smallest = factor * least
-        constant = smallest - factor * least
-        said = factor * self._sum(plans) + constant
-        self._warn_if_unsteady(said / np.array([dense, *pruned]) - 1)
-        dense = float(np.clip(dense, (1 - ODD) * said[0], said[0]))
+        measured, alone = np.array(self.measure(plans)), self._sum(plans)
+        factor, constant = self._fitted(measured, alone)
+        said = factor * alone + constant
+        self._warn_if_unsteady(said / measured - 1)
+        dense = float(np.clip(measured[0], (1 - ODD) * said[0], said[0]))
         counts: list[float] = self._write({self._key: [factor, constant, dense]})[self._key]
         return counts
+
+    def _fitted(self, measured: Floats, alone: Floats) -> tuple[float, float]:
+        """Factor and constant, of the seconds of the dense network and pruned ones, and of their operations alone."""
+        least = float(self._sum(np.ones_like(self.network.widths)))
+        columns = np.stack([alone[1:] - least, np.ones(len(alone) - 1)], 1) / measured[1:, None]
+        factor, smallest = nnls(columns, np.ones(len(columns)))[0].tolist()
+        if factor * (alone[0] - least) < LEAST_SHARE * measured[0]:  # so no pruning would ever save time
+            return float(measured[0] / alone[0]), 0.0
+        return factor, smallest - factor * least
 
     def _warn_if_unsteady(self, errors: Floats) -> None:
         """errors: relative ones of what the table says of the networks that it was fitted to."""
