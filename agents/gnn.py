@@ -7,6 +7,7 @@ pooling into the next. Beyond the paper, edge features take part and every decis
 
 from __future__ import annotations
 
+import math
 import warnings
 from bisect import bisect_right
 from itertools import accumulate
@@ -69,13 +70,15 @@ def _level(one_hot: Tensor) -> Tensor:
     return one_hot.argmax(dim=1)
 
 
-def narrow(linear: Any, x: Tensor) -> Tensor:
-    """`linear(x)` [n, out] of any linear layer, for an `x` [n, in] of many rows and few columns.
+def linear(layer: Any, x: Tensor) -> Tensor:
+    """`layer(x)` [n, out] of any linear layer, for an `x` [n, in] of many rows, in up to four blocks of rows.
 
-    The weights' gradient is [in, n] @ [n, out] here, and [out, n] @ [n, in] in `nn.Linear`: the same sum, but with few
-    columns MKL takes up to ten times as long for the second.
+    Of one product of many rows and few columns MKL keeps half of four threads busy, and with very few columns it
+    takes up to ten times as long for the weights' gradient as for the same sums with the weights transposed.
     """
-    return torch.addmm(linear.bias, x, linear.weight.t().contiguous())
+    blocks = math.gcd(len(x), 4)
+    weight = layer.weight.t().contiguous().expand(blocks, -1, -1)
+    return torch.baddbmm(layer.bias, x.reshape(blocks, -1, x.shape[1]), weight).flatten(0, 1)
 
 
 class EdgeConv(GINEConv):
@@ -89,7 +92,8 @@ class EdgeConv(GINEConv):
         targets = x[1]
         share = 1 / links[1].bincount(minlength=len(targets)).clamp(min=1).to(targets.dtype)
         # the mean of the messages, in one pass with what it is added to: most of the time goes into moving memory
-        return self.nn(torch.addcmul(targets, self.propagate(links, x=x, edge_attr=edges), share[:, None]))
+        x_in = torch.addcmul(targets, self.propagate(links, x=x, edge_attr=edges), share[:, None])
+        return linear(self.nn, x_in)
 
     def aggregate(self, inputs: Tensor, index: Tensor, ptr: Any = None, dim_size: int | None = None) -> Tensor:
         """Sums [n, hidden] of the messages [m, hidden] by target, `index` [m].
@@ -100,7 +104,7 @@ class EdgeConv(GINEConv):
 
     def message(self, x_j: Tensor, edge_attr: Tensor) -> Tensor:
         """Messages [m, hidden] of the edges, from their sources [m, hidden], a copy, and features [m, E]."""
-        return x_j.add_(narrow(self.lin, edge_attr)).relu_()
+        return x_j.add_(linear(self.lin, edge_attr)).relu_()
 
 
 class Stage(nn.Module):
@@ -133,7 +137,8 @@ class Stage(nn.Module):
         features [m, E]), the first from `below` into this level, the second inside it; `whole`
         [n, hidden] is the embedding of the graph that each node belongs to.
         """
-        x = self.encoder[1:](narrow(self.encoder[0], nodes))
+        first, activation, last = self.encoder
+        x = linear(last, activation(linear(first, nodes)))
         if self.pool is not None:
             x = x + self.pool((below, x), *members)
         if self.whole is not None:

@@ -18,7 +18,7 @@ from torch_geometric.nn import GINEConv
 from toy_env import ToyGraphEnv
 
 from agents import GraphPolicy, GraphSACPolicy, make_sb3_env
-from agents.gnn import EdgeConv, MultiStageGNN, _rows, split_features
+from agents.gnn import EdgeConv, MultiStageGNN, _rows, linear, split_features
 from gnnrl_gym.wrappers import PadGraph
 
 Observations = dict[str, Tensor]
@@ -320,6 +320,17 @@ def test_spaces_that_a_wrapper_has_changed_are_refused(name: str) -> None:
     space: Any = changed_spaces()[name]
     with pytest.raises(TypeError, match="padded graphs as PadGraph gives them"):
         MultiStageGNN(space)
+
+
+@pytest.mark.parametrize("rows", range(10))
+def test_blocks_of_rows_are_one_linear_layer(rows: int) -> None:
+    torch.manual_seed(rows)
+    layer = torch.nn.Linear(3, 5).double()
+    x = torch.randn(3, rows, dtype=torch.double, requires_grad=True).T  # not contiguous
+    entries = (x, layer.weight, layer.bias)
+    torch.testing.assert_close(linear(layer, x), layer(x))
+    ours, theirs = (torch.autograd.grad(y.square().sum(), entries) for y in (linear(layer, x), layer(x)))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("link", [0.5, -1.0, 6.0, float("nan")])
