@@ -146,7 +146,7 @@ def _row(folder: Path) -> dict[str, Any]:
     more = ("dense_test_accuracy", "seconds", "widths")
     found = {key: getattr(result, key) for key in keys + more}
     found |= {"method": folder.name.rpartition("-")[0], "best_so_far": [round(float(b), 6) for b in best]}
-    found |= {"memory_ratio": result.memory_ratio}
+    found |= {"memory_ratio": result.memory_ratio, "plans": len({tuple(line["widths"]) for line in lines})}
     return found | {"racing_share": _racing_share([line["search_accuracy"] for line in lines])}
 
 

@@ -257,10 +257,12 @@ def test_a_comparison_of_the_outside_control_alone_is_a_table() -> None:
 def test_plans_over_the_budget_are_no_best_plan(tmp_path: Path) -> None:
     result = random_search(tmp_path / "random-0", evaluations=3)
     lines = [json.loads(line) for line in (tmp_path / "random-0" / LOG).read_text().splitlines()]
-    lines[0] |= {"search_accuracy": 1.0, "is_success": False}
+    lines[0] |= {"search_accuracy": 1.0, "is_success": False, "widths": lines[1]["widths"]}
     (tmp_path / "random-0" / LOG).write_text("\n".join(map(json.dumps, lines)))
-    best = search_comparison._row(tmp_path / "random-0")["best_so_far"]
+    row = search_comparison._row(tmp_path / "random-0")
+    best = row["best_so_far"]
     assert best[0] == 0 and max(best) == max(line["search_accuracy"] for line in lines[1:])
+    assert row["plans"] == len({tuple(line["widths"]) for line in lines[1:]})
     assert result.evaluations == 3
 
 
