@@ -19,12 +19,28 @@ from agents.refine import evaluate_run, finetune_run
 from agents.report_cli import report
 from agents.search_cli import search
 from agents.train_cli import train
+from gnnrl_gym import __version__
 from gnnrl_gym.errors import MissingExtra, UnsupportedOperation
 from gnnrl_gym.evaluation.finetuning import SCHEDULES
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Prune neural networks by searching on their graph.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(search)
 app.command()(train)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"gnnrl_gym {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def gnnrl(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Prune neural networks by searching on their graph."""
 
 
 @app.command()

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from typer.testing import CliRunner
 
 import gnnrl_gym
+from agents.cli import app
 from benchmarks.registry import RESULTS, benchmarks
 from benchmarks.tables import rebuild
 from gnnrl_gym.zoo.data import data_names
@@ -97,3 +99,7 @@ def test_the_architecture_names_every_module_in_its_folder() -> None:
 
 def test_the_citation_is_of_this_version() -> None:
     assert f"\nversion: {gnnrl_gym.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_command_line_says_the_version() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"gnnrl_gym {gnnrl_gym.__version__}\n"
