@@ -26,8 +26,9 @@ from benchmarks import search_comparison
 from benchmarks.registry import Options
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.envs.prune import PruneEnv
-from gnnrl_gym.pruning.latency import LatencyTable, _rounded
-from gnnrl_gym.pruning.timing import Operation, take_turns
+from gnnrl_gym.pruning.latency import LatencyTable
+from gnnrl_gym.pruning.operation_grids import measured_at, rounded
+from gnnrl_gym.pruning.timing import Operation, operations, take_turns
 from gnnrl_gym.zoo import load_model
 from gnnrl_gym.zoo.resnet import CifarResNet
 
@@ -97,7 +98,7 @@ def test_the_operations_of_a_plan_cost_together_what_the_clock_counts(table: Lat
     """Operations are bilinear in their channels, and these widths need no rounding."""
     plan = table.network.widths // part
     counted = 1e-6 * len(table._operations) + 1e-10 * 2 * table.network.macs(plan)
-    assert table._sum(plan) == pytest.approx(counted, rel=1e-6)
+    assert table._alone.seconds(plan) == pytest.approx(counted, rel=1e-6)
 
 
 @pytest.mark.parametrize("blocky", [False, True])
@@ -108,26 +109,27 @@ def test_counts_are_rounded_up_where_the_kernels_do(
     cost together what the clock counts."""
     call = Operation.call
 
-    def rounded(op: Operation, counts: Any, *given: Any) -> Any:
-        blocks = _rounded(np.array(counts, float), np.array(16.0)) if blocky and op.weighted else counts
+    def blockwise(op: Operation, counts: Any, *given: Any) -> Any:
+        blocks = rounded(np.array(counts, float), np.array(16.0)) if blocky and op.weighted else counts
         return call(op, tuple(int(min(pair)) for pair in zip(blocks, op.sizes, strict=True)), *given)
 
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(Operation, "call", rounded)
+    monkeypatch.setattr(Operation, "call", blockwise)
     table = LatencyTable(large_network(), 1, tmp_path)
     full = table.network.widths
     for plan in np.maximum(random_plans(table.network, 5), full // 4):  # in the range that is measured
         kept = [[round(float(plan @ row[:-1] + row[-1])) for row in op.rows] for op in table._operations]
         calls = [op.call(counts, {}, table.device) for op, counts in zip(table._operations, kept, strict=True)]
-        assert table._sum(plan) == pytest.approx(sum(1e-6 + 1e-10 * flops_of(each, ()) for each in calls), rel=1e-6)
+        counted = sum(1e-6 + 1e-10 * flops_of(each, ()) for each in calls)
+        assert table._alone.seconds(plan) == pytest.approx(counted, rel=1e-6)
 
 
 def test_whole_networks_scale_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A constant, and a factor for what operations cost when they stand together."""
-    monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._sum(plans) + 1e-3)
+    monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._alone.seconds(plans) + 1e-3)
     table = LatencyTable(large_network(), 2, tmp_path)
     plans = random_plans(table.network, 5)
-    np.testing.assert_allclose(table.predict(plans), 3 * table._sum(plans) + 1e-3, rtol=1e-6)
+    np.testing.assert_allclose(table.predict(plans), 3 * table._alone.seconds(plans) + 1e-3, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("share", "counted"), [(0.9, 0.9), (0.2, 0.8), (5, 1)])
@@ -135,16 +137,16 @@ def test_the_dense_network_may_be_faster_than_the_others_say_and_no_plan_is_abov
     share: float, counted: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its channel counts are not odd. What is far off is noise, which would let any plan meet a budget, or none."""
-    monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._sum(plans) * [share, *[1] * 5])
+    monkeypatch.setattr(LatencyTable, "measure", lambda self, plans: 3 * self._alone.seconds(plans) * [share, *[1] * 5])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         table = LatencyTable(large_network(), 2, tmp_path)
     assert any("is the machine busy?" in str(each.message) for each in said) == (share != 0.9)
     full = table.network.widths
     dense, almost, half = table.predict(np.stack([full, full - 1, full // 2]))
-    assert dense == table.predict(full) == pytest.approx(3 * counted * table._sum(full))
-    assert almost == pytest.approx(min(3 * table._sum(full - 1), dense))
-    assert half == pytest.approx(3 * table._sum(full // 2))
+    assert dense == table.predict(full) == pytest.approx(3 * counted * table._alone.seconds(full))
+    assert almost == pytest.approx(min(3 * table._alone.seconds(full - 1), dense))
+    assert half == pytest.approx(3 * table._alone.seconds(full // 2))
 
 
 def test_a_network_whose_time_seems_constant_is_predicted_by_its_operations(
@@ -234,21 +236,17 @@ def test_alike_layers_are_measured_once(table: LatencyTable) -> None:
 
 def test_counts_are_rounded_up_to_blocks_and_below_one_to_powers_of_two() -> None:
     counts = np.arange(1.0, 65.0)
-    found = _rounded(counts, np.array(16.0))
+    found = rounded(counts, np.array(16.0))
     assert (found >= counts).all() and sorted(set(found.tolist())) == [1, 2, 4, 8, 16, 32, 48, 64]
-    assert (_rounded(counts, np.array(1.0)) == counts).all()  # what works on channels one by one
+    assert (rounded(counts, np.array(1.0)) == counts).all()  # what works on channels one by one
 
 
 def test_operations_are_measured_at_the_counts_they_say() -> None:
     network = PrunableNetwork(load_model("mobilenet_v2", "random"), images(1, 3, 32, 32))
-    table = LatencyTable.__new__(LatencyTable)
-    from gnnrl_gym.pruning.timing import operations
-
-    table.network, table.device = network, torch.device("cpu")
     found = operations(network.trace, network.channels, network.groups)
     assert {op.node for op in found if op.weighted} == {product.node for product in network.channels.products}
     for op in found:
-        counts = table._counts(op, 0)[0], table._counts(op, 1)[0]
+        counts = measured_at(op, 16)[0]
         dense, small = (op.call(c, {}, torch.device("cpu"))() for c in (op.sizes, counts))
         assert dense.shape == op.node.meta["val"].shape
         if op.outputs_per_group:

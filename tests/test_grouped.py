@@ -12,7 +12,7 @@ from conftest import exact_network, images, randomise
 from torch import Tensor, nn
 
 from gnnrl_gym import PrunableNetwork
-from gnnrl_gym.pruning.latency import LatencyTable
+from gnnrl_gym.pruning.operation_grids import measured_at
 from gnnrl_gym.pruning.timing import operations
 from gnnrl_gym.zoo.random_layers import Shuffle
 
@@ -125,10 +125,8 @@ def test_latencies_are_measured_at_numbers_that_a_convolution_can_have(
     groups: int, inputs: int, outputs: int, sizes: tuple[int, int], steps: tuple[int, int]
 ) -> None:
     found = PrunableNetwork(network(groups, inputs, outputs), images(1, 3, 6, 6))
-    table = LatencyTable.__new__(LatencyTable)
-    table.network, table.device = found, torch.device("cpu")
     (grouped,) = (op for op in operations(found.trace, found.channels, found.groups) if op.steps != (1, 1))
     assert (grouped.sizes, grouped.steps) == (sizes, steps)
     written = 0 if sizes[1] == 1 else 1  # whole groups have one axis for what they read and write
-    for counts in zip(table._counts(grouped, 0), table._counts(grouped, 1), strict=True):
-        assert grouped.call(counts, {}, table.device)().shape[1] == counts[written]
+    for counts in measured_at(grouped, 16):
+        assert grouped.call(counts, {}, torch.device("cpu"))().shape[1] == counts[written]

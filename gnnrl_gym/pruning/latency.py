@@ -1,12 +1,8 @@
 """Measured latency: a table per operation, made once on this machine, and what it predicts for any plan.
 
-Every operation that computes is measured alone at a grid of channel counts (read x written), and interpolated between
-them. Many kernels work on blocks of channels, so a convolution of 33 channels takes as long as one of 48; below a block
-there may be smaller kernels, for powers of two. Others, of another processor or for smaller images, don't. So one more
-measurement between any two counts of the grid, just above the lower one, tells how far counts are to be rounded up
-there. What operations measured alone leave out (calls of modules, views, other caches, odd channel counts) is put right
-by forwards of a few pruned networks: a factor and a constant. The dense network, whose counts are not odd, may be
-faster than these say, and is measured, too.
+Every operation that computes is measured alone, at several channel counts (`operation_grids`). What this leaves out
+(calls of modules, views, other caches, odd channel counts) is put right by forwards of a few pruned networks: a factor
+and a constant. The dense network, whose counts are not odd, may be faster than these say, and is measured, too.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ import os
 import warnings
 from collections.abc import Iterable
 from functools import cache, cached_property
-from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +23,17 @@ from scipy.optimize import nnls
 
 from gnnrl_gym.checks import check_whole
 from gnnrl_gym.files import cache_folder, check_entries, locked, read_json, write_atomic
-from gnnrl_gym.graph.groups import Floats, Ints
+from gnnrl_gym.graph.groups import Floats
 from gnnrl_gym.pruning.network import PrunableNetwork
+from gnnrl_gym.pruning.operation_grids import SHARES, Grid, OperationGrids, as_grid, measured_at, vector_size
 from gnnrl_gym.pruning.timing import Operation, operations, place, take_turns
 
-SHARES = (0.1, 0.4, 0.7, 1.0)  # of channels at which operations are measured; 0.1 is the environment's floor
 LAYOUT = 3  # of the grids: those in files of another layout were measured at other counts, and are not read
 CALIBRATED = (0.3, 0.45, 0.6, 0.75, 0.9)  # mean shares of the plans whose networks scale the table
 SPREAD = 0.1  # of the shares around that mean
 ODD = 0.2  # of a network's time is the most that odd channel counts cost; what is measured beyond that is noise
 UNSTEADY = 0.3  # relative error of the table on what it was fitted to, above which the machine must have been busy
 LEAST_SHARE = 0.01  # of a network's time that its operations take; where they seem to take less, it is noise
-Grid = list[list[float]]
 
 
 class LatencyTable:
@@ -76,8 +70,9 @@ class LatencyTable:
         name = hashlib.sha256(f"{self.place} {SHARES} {LAYOUT}".encode()).hexdigest()[:16]
         self._file = (Path(cache) if cache else cache_folder() / "latency") / f"{name}.json"
         self._operations = operations(network.trace, network.channels, network.groups)
+        self._vector = vector_size(self.device)
         known = self._kept(Path(kept)) if kept is not None else {} if refresh else self._read()
-        self._arrays(self._measured(known))
+        self._alone = OperationGrids(self._operations, self._measured(known), self._vector)
         found: list[float] = known.get(self._key) or self._calibrated()
         self._factor, self._constant, self._dense = found
 
@@ -88,73 +83,9 @@ class LatencyTable:
         plans = self.network.checked(widths)
         whole = (plans == self.network.widths).all(-1)
         # odd counts may make a network slower than the dense one: no use to anybody, and predictions would fall
-        seconds = np.minimum(self._factor * self._sum(plans) + self._constant, self._dense)
+        seconds = np.minimum(self._factor * self._alone.seconds(plans) + self._constant, self._dense)
         seconds = np.where(whole, self._dense, seconds)
         return float(seconds) if seconds.ndim == 0 else seconds
-
-    def _sum(self, widths: Ints) -> Floats:
-        """Seconds of all operations, measured alone, [...]."""
-        counts = np.stack([widths.astype(np.float64) @ rows[:-1] + rows[-1] for rows in self._rows])
-        return self._interpolated(counts, self._blockiness).sum(-1)
-
-    def _interpolated(self, counts: Floats, blockiness: Floats) -> Floats:
-        """Seconds of every operation [..., L] at counts [2, ..., L] of the channels that it reads and writes."""
-        (i, s), (j, t) = (self._between(axis, counts[axis], blockiness) for axis in (0, 1))
-        at, grid = np.arange(len(self._operations)), self._grids
-        lower = (1 - t) * grid[at, i, j] + t * grid[at, i, j + 1]
-        upper = (1 - t) * grid[at, i + 1, j] + t * grid[at, i + 1, j + 1]
-        return np.asarray((1 - s) * lower + s * upper)
-
-    def _between(self, axis: int, counts: Floats, blockiness: Floats) -> tuple[Ints, Floats]:
-        """Number of the knot below, and how far the way to the next one is, [..., L]."""
-        knots, at = self._knots[axis], np.arange(len(self._operations))
-        below = (counts[..., None] >= knots[:, 1:-1]).sum(-1)
-        left, right = knots[at, below], knots[at, below + 1]
-        counts = counts + blockiness[at, below] * (_rounded(counts, self._blocks) - counts)
-        return below, np.clip((counts - left) / np.maximum(right - left, 1e-9), 0, 1)
-
-    def _arrays(self, grids: dict[str, Grid]) -> None:
-        """What prediction reads, for the L operations: rows [2, A + 1, L], knots [2, L, K], grids [L, K, K], probes and
-        blockiness [L, K - 1]."""
-        found = self._operations
-        self._rows = np.array([[op.rows[axis] for op in found] for axis in (0, 1)], float).transpose(0, 2, 1)
-        self._knots = np.array([[self._counts(op, axis) for op in found] for axis in (0, 1)], float)
-        self._blocks = np.array([self._block(op) for op in found], float)
-        grid = np.array([grids[op.key][:-1] for op in found])
-        # more channels never take less: what noise says otherwise is smoothed out
-        self._grids = np.maximum.accumulate(np.maximum.accumulate(grid, 1), 2)
-        self._probes = np.array([grids[op.key][-1] for op in found])
-        self._blockiness = self._fitted_blockiness()
-
-    def _fitted_blockiness(self) -> Floats:
-        """How far counts are rounded up to blocks between two knots, in [0, 1], such that the probes are met."""
-        counts = np.array([[self._probed(op, axis) for op in self._operations] for axis in (0, 1)], float)
-        ends = (np.full_like(self._probes, share) for share in (0, 1))
-        smooth, blocky = (self._interpolated(counts.transpose(0, 2, 1), end).T for end in ends)
-        rise = blocky - smooth  # where it is nothing, it says nothing
-        return np.clip(np.divide(self._probes - smooth, rise, out=np.zeros_like(rise), where=rise > 0), 0, 1)
-
-    def _block(self, op: Operation) -> int:
-        """Channels that the kernels of an operation work on at a time."""
-        return self._vector if op.weighted else 1
-
-    @cached_property
-    def _vector(self) -> int:
-        """Channels of a vector register."""
-        return 16 if self.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
-
-    def _counts(self, op: Operation, axis: int) -> list[int]:
-        """Channel counts at which an operation is measured: whole blocks and whole convolution groups."""
-        size, step = op.sizes[axis], op.steps[axis]
-        if not op.rows[axis][:-1].any():  # frozen
-            return [size] * len(SHARES)
-        blocks = _rounded(np.ceil(np.array(SHARES) * size), np.array(self._block(op), float)).astype(int).tolist()
-        return [min(-(-count // step) * step, size) for count in blocks]
-
-    def _probed(self, op: Operation, axis: int) -> list[int]:
-        """The counts just above all of `_counts` but the last."""
-        counts, step = self._counts(op, axis), op.steps[axis]
-        return [min(low + step, high) for low, high in pairwise(counts)]
 
     # ---- measurement ------------------------------------------------------------------------------------------
 
@@ -170,7 +101,7 @@ class LatencyTable:
         grids: dict[str, dict[tuple[int, int], float]] = {}
         ops, calls = list(ops), {}
         # point by point through all operations, so that they take turns as in a forward
-        for points in zip(*map(self._points, ops), strict=True):
+        for points in zip(*(measured_at(op, self._vector) for op in ops), strict=True):
             for op, counts in zip(ops, points, strict=True):
                 call = op.call(counts, memory, self.device)
                 if (op.key, counts) not in calls and _runs(call):
@@ -178,23 +109,7 @@ class LatencyTable:
         seconds = take_turns(list(calls.values()), self.repeats, self.device)
         for (key, counts), value in zip(calls, seconds, strict=True):
             grids.setdefault(key, {})[counts] = value
-        return {op.key: self._grid(op, grids.get(op.key, {})) for op in ops}
-
-    def _points(self, op: Operation) -> list[tuple[int, int]]:
-        """Counts at which an operation is measured, of the grid and of the probes."""
-        grid = product(self._counts(op, 0), self._counts(op, 1))
-        return [*grid, *zip(self._probed(op, 0), self._probed(op, 1), strict=True)]
-
-    def _grid(self, op: Operation, seconds: dict[tuple[int, int], float]) -> Grid:
-        """[K, K], and a row of the K - 1 probes; what runs at its full size only (a channel number among its arguments)
-        scales with its channels."""
-        full = seconds.get(op.sizes, 0.0)
-
-        def at(counts: tuple[int, int]) -> float:
-            return seconds.get(counts, full * counts[0] * counts[1] / (op.sizes[0] * op.sizes[1]))
-
-        found = [at(point) for point in self._points(op)]
-        return [found[start : start + len(SHARES)] for start in range(0, len(found), len(SHARES))]
+        return {op.key: as_grid(op, grids.get(op.key, {}), self._vector) for op in ops}
 
     @cached_property
     def _key(self) -> str:
@@ -212,7 +127,7 @@ class LatencyTable:
         full, rng = self.network.widths, np.random.default_rng(0)
         shares = np.array(CALIBRATED)[:, None] + rng.uniform(-SPREAD, SPREAD, (len(CALIBRATED), len(full)))
         plans = np.vstack([full, np.maximum(np.round(shares * full), 1).astype(np.int64)])
-        measured, alone = np.array(self.measure(plans)), self._sum(plans)
+        measured, alone = np.array(self.measure(plans)), self._alone.seconds(plans)
         factor, constant = self._fitted(measured, alone)
         said = factor * alone + constant
         self._warn_if_unsteady(said / measured - 1)
@@ -222,7 +137,7 @@ class LatencyTable:
 
     def _fitted(self, measured: Floats, alone: Floats) -> tuple[float, float]:
         """Factor and constant, of the seconds of the dense network and pruned ones, and of their operations alone."""
-        least = float(self._sum(np.ones_like(self.network.widths)))
+        least = float(self._alone.seconds(np.ones_like(self.network.widths)))
         columns = np.stack([alone[1:] - least, np.ones(len(alone) - 1)], 1) / measured[1:, None]
         factor, smallest = nnls(columns, np.ones(len(columns)))[0].tolist()
         if factor * (alone[0] - least) < LEAST_SHARE * measured[0]:  # so no pruning would ever save time
@@ -283,11 +198,7 @@ class LatencyTable:
 
     def figures(self) -> dict[str, Any]:
         """All that predictions are made from, under a name for this network: what a file that is `kept` holds."""
-        grids = {
-            op.key: [*grid.tolist(), probes.tolist()]
-            for op, grid, probes in zip(self._operations, self._grids, self._probes, strict=True)
-        }
-        seconds: dict[str, Any] = grids | {self._key: [self._factor, self._constant, self._dense]}
+        seconds: dict[str, Any] = self._alone.figures() | {self._key: [self._factor, self._constant, self._dense]}
         return {f"{self._key} {LAYOUT}": {"place": self.place, "vector": self._vector, "seconds": seconds}}
 
     def _kept(self, path: Path) -> dict[str, Any]:
@@ -303,12 +214,6 @@ class LatencyTable:
         seconds: dict[str, Any] = found[name]["seconds"]
         check_entries(path, seconds, dict.fromkeys([self._key, *(op.key for op in self._operations)], list))
         return seconds
-
-
-def _rounded(counts: Floats, blocks: Floats) -> Floats:
-    """Channel counts rounded up to what kernels work on: whole blocks, and below a block a power of two."""
-    small = 2 ** np.ceil(np.log2(np.maximum(counts, 1)))
-    return np.minimum(np.ceil(counts / blocks) * blocks, small)
 
 
 @cache
