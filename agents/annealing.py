@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from agents.ask_tell import run_ask_tell
 from agents.recorder import PlanRecorder
+from gnnrl_gym.graph.groups import Kept
 
-Kept = npt.NDArray[np.bool_]
 PROBES = 20  # moves that measure the initial temperature
 
 

@@ -15,7 +15,8 @@ from gnnrl_gym.evaluation.threads import fitting_threads
 from gnnrl_gym.evaluation.training import Recipe, recipe_for, train
 from gnnrl_gym.export import save_kept
 from gnnrl_gym.files import read_json, write_atomic
-from gnnrl_gym.pruning.masks import Kept, zeros_held
+from gnnrl_gym.graph.groups import Kept
+from gnnrl_gym.pruning.masks import zeros_held
 from gnnrl_gym.pruning.recalibration import recalibrate
 
 TRAINED = "trained.json"

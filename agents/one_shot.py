@@ -22,6 +22,7 @@ from agents.recorder import PlanRecorder
 from gnnrl_gym.backends import without_cudnn
 from gnnrl_gym.copies import copy_of
 from gnnrl_gym.evaluation.training import Recipe, main_output, recipe_for, train, undisturbed
+from gnnrl_gym.graph.groups import Kept
 from gnnrl_gym.pruning.importance import transposed_weights
 from gnnrl_gym.pruning.masks import kept_units, top_mask
 from gnnrl_gym.pruning.network import PrunableNetwork
@@ -150,7 +151,7 @@ def gradient_flow(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Val
     return {name: named[name].detach() * value for name, value in total.items()}
 
 
-def synaptic_flow(network: PrunableNetwork, kept: npt.NDArray[np.bool_]) -> Values:
+def synaptic_flow(network: PrunableNetwork, kept: Kept) -> Values:
     """Weight times gradient of the summed outputs on an image of ones, with all weights by their size, in float64."""
     model = network.slimmer.mask(kept).double().eval().requires_grad_()
     with torch.no_grad():

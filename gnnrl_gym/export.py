@@ -20,10 +20,12 @@ from gnnrl_gym.copies import copy_of, mode
 from gnnrl_gym.errors import MissingExtra, UnsupportedOperation
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.arguments import cloned
+from gnnrl_gym.graph.groups import Kept
 from gnnrl_gym.pruning.draws import seeded
-from gnnrl_gym.pruning.masks import Kept, widths_of
+from gnnrl_gym.pruning.granularity import CHANNELS
+from gnnrl_gym.pruning.masks import widths_of
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
-from gnnrl_gym.pruning.sparsity import CHANNELS, make_network
+from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.zoo.state_dicts import load_into, why_unreadable
 
 Example = Tensor | tuple[Any, ...]

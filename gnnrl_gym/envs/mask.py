@@ -25,9 +25,11 @@ from gnnrl_gym.envs.network import (
 from gnnrl_gym.evaluation.accuracy import resolve_device
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, MaskEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
-from gnnrl_gym.pruning.masks import Kept, group_of, kept_units, top_mask, widths_of
+from gnnrl_gym.graph.groups import Kept
+from gnnrl_gym.pruning.granularity import CHANNELS, UNSTRUCTURED
+from gnnrl_gym.pruning.masks import group_of, kept_units, top_mask, widths_of
 from gnnrl_gym.pruning.network import PrunableNetwork
-from gnnrl_gym.pruning.sparsity import CHANNELS, UNSTRUCTURED, make_network
+from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.zoo import DataSplits, load_model
 from gnnrl_gym.zoo.early import EARLY
 from gnnrl_gym.zoo.models import DIGITS

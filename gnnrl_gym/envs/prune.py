@@ -30,9 +30,10 @@ from gnnrl_gym.evaluation.determinism import deterministic
 from gnnrl_gym.evaluation.objectives import OBJECTIVES, ObjectiveEvaluator, proxy_of, weights_to_score
 from gnnrl_gym.evaluation.training import recipe_for
 from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.pruning.granularity import CHANNELS, Granularity
 from gnnrl_gym.pruning.importance import IMPORTANCES
 from gnnrl_gym.pruning.network import Plans, PrunableNetwork
-from gnnrl_gym.pruning.sparsity import CHANNELS, Granularity, make_network
+from gnnrl_gym.pruning.sparsity import make_network
 from gnnrl_gym.zoo import DataSplits, load_model
 from gnnrl_gym.zoo.models import DIGITS
 

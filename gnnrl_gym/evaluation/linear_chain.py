@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from gnnrl_gym.evaluation.folding import plain
-from gnnrl_gym.pruning.masks import Kept
+from gnnrl_gym.graph.groups import Kept
 
 MOST_CHANGED = 0.01  # share of the first layer's weights up to which only the difference is computed
 REFRESH = 1000  # differences that are added up before the sums are computed anew: rounding stays at rounding

@@ -14,8 +14,8 @@ from gnnrl_gym.copies import copy_of
 from gnnrl_gym.evaluation.accuracy import PlanEvaluator
 from gnnrl_gym.evaluation.linear_chain import LinearChain
 from gnnrl_gym.evaluation.training import Recipe, train
-from gnnrl_gym.graph.groups import Floats, Ints
-from gnnrl_gym.pruning.masks import Kept, digest, zeros_held
+from gnnrl_gym.graph.groups import Floats, Ints, Kept
+from gnnrl_gym.pruning.masks import digest, zeros_held
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.zoo import DataSplits
 

@@ -16,6 +16,7 @@ from gnnrl_gym.graph.channels import FROZEN, Channels, Key, along, compress, con
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Kept = npt.NDArray[np.bool_]  # [U]: which units stay, numbered group by group
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,17 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
 
 import numpy as np
-import numpy.typing as npt
 from torch import fx, nn
 
 from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.channels import Channels, operator_name
-from gnnrl_gym.graph.groups import ChannelGroups, find_groups
+from gnnrl_gym.graph.groups import ChannelGroups, Kept, find_groups
 from gnnrl_gym.graph.trace import Trace, module_path, named_module, shape_of, source_line
 from gnnrl_gym.pruning.attributes import Attributes, attempts, matching_attributes
 from gnnrl_gym.pruning.probe import Inputs, Probe
 from gnnrl_gym.pruning.slimming import SPLITS, Slimmer, literal_home
 
-Draw = Callable[[ChannelGroups], Iterator[npt.NDArray[np.bool_]]]  # plans to probe, as units that are kept
+Draw = Callable[[ChannelGroups], Iterator[Kept]]  # plans to probe, as units that are kept
 PROBES = 16  # plans that a network with literals is checked on; groups of two units agree by chance in every other
 
 
@@ -169,11 +168,11 @@ class Adapting:
         return all(self.probe.agrees(slimmer, kept) for kept in plans(groups))
 
 
-def _all(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:
+def _all(groups: ChannelGroups) -> Iterator[Kept]:
     return chain(_narrow(groups), _halves_and_ends(groups))
 
 
-def _few(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:
+def _few(groups: ChannelGroups) -> Iterator[Kept]:
     """Enough that numbers of several groups are seldom mistaken for each other."""
     return chain(islice(_halves_and_ends(groups), 3), islice(_narrow(groups), 2))
 
@@ -182,7 +181,7 @@ def _inside(sites: Collection[fx.Node], paths: Collection[str]) -> list[fx.Node]
     return [node for node in sites if module_path(node) in paths]
 
 
-def _narrow(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:
+def _narrow(groups: ChannelGroups) -> Iterator[Kept]:
     """All groups of one width, so that a number that a forward compares with another one is equal to it; one unit of
     every other group, beside whole ones that keep the activations from being all zero, and then of the others."""
     place = np.arange(len(groups.group_of)) - (np.cumsum(groups.widths) - groups.widths)[groups.group_of]
@@ -192,7 +191,7 @@ def _narrow(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:
         yield np.asarray((place < 1) | (groups.group_of % 2 == turn))
 
 
-def _halves_and_ends(groups: ChannelGroups) -> Iterator[npt.NDArray[np.bool_]]:
+def _halves_and_ends(groups: ChannelGroups) -> Iterator[Kept]:
     """About half of the units, by chance, and then the other half; all but the first and all but the last of each
     group. So every unit goes, and all that can."""
     rng, group_of = np.random.default_rng(0), groups.group_of

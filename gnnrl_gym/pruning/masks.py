@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from gnnrl_gym.graph.groups import Ints
+from gnnrl_gym.graph.groups import Ints, Kept
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.sparsity import SparseNetwork
-
-Kept = npt.NDArray[np.bool_]
 
 
 def group_of(widths: Ints) -> Ints:

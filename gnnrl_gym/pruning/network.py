@@ -17,7 +17,7 @@ from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.graph.arguments import cloned
 from gnnrl_gym.graph.channels import Channels, propagate
 from gnnrl_gym.graph.features import GraphBuilder
-from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, find_groups
+from gnnrl_gym.graph.groups import ChannelGroups, Floats, Ints, Kept, find_groups
 from gnnrl_gym.graph.hierarchy import find_hierarchy
 from gnnrl_gym.graph.trace import trace
 from gnnrl_gym.pruning.adapting import Adapting
@@ -186,7 +186,7 @@ class PrunableNetwork:
 
     # ---- the pruned network -----------------------------------------------------------------------------------
 
-    def kept(self, widths: Plans) -> npt.NDArray[np.bool_]:
+    def kept(self, widths: Plans) -> Kept:
         """Which units a plan [A] keeps: the most important ones of every group, bool [U]."""
         return np.asarray(self._rank < self.checked_one(widths)[self.groups.group_of])
 

@@ -272,9 +272,7 @@ def _kind(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if shaped else f"a {type(value).__name__}"
 
 
-def augment(
-    x: Tensor, generator: torch.Generator, padding: int | tuple[int, int] = 4, *, flip: bool = True
-) -> Tensor:
+def augment(x: Tensor, generator: torch.Generator, padding: int | tuple[int, int] = 4, *, flip: bool = True) -> Tensor:
     """Shifts each image at random, and mirrors every other one: the augmentation of He et al. 2016.
 
     Args:
