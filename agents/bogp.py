@@ -16,8 +16,9 @@ import torch
 
 from agents.bayesian import bayesian, random_graphs, require_botorch
 from agents.bogp_record import BogpResult, Question, report
+from agents.provenance import digest_of_data
 from agents.recorder import LOG, EvaluationsExhausted, PlanRecorder, remembered
-from agents.results import ASKED_OF, RESULT, WEIGHTS, digest_of_data
+from agents.results import ASKED_OF, RESULT, WEIGHTS
 from agents.run_folder import begun, free_folder
 from gnnrl_gym.envs.relational import RelationalEnv
 from gnnrl_gym.files import read_json, write_atomic

@@ -10,7 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.results import RESULT, machine, versions
+from agents.provenance import machine, versions
+from agents.results import RESULT
 from gnnrl_gym.checks import check_seed, check_whole
 from gnnrl_gym.envs.relational import RelationalEnv
 from gnnrl_gym.files import read_json

@@ -17,9 +17,10 @@ from agents import one_shot
 from agents.annealing import annealing
 from agents.controls import random
 from agents.early_training import default_recipe, train_mask, train_mask_once
+from agents.provenance import common_keys, environment_record, settings_record
 from agents.recorder import EvaluationsExhausted, PlanRecorder, remembered
 from agents.reinforce import reinforce
-from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record
+from agents.results import ASKED_OF, SearchResult
 from agents.run_folder import begun
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.mask import MaskEnv

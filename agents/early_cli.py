@@ -24,7 +24,8 @@ from agents.cli_common import (
 )
 from agents.early import ASKED, METHODS, check_request
 from agents.early import early as run_early
-from agents.results import SearchResult, environment_arguments
+from agents.provenance import environment_arguments
+from agents.results import SearchResult
 from agents.run_folder import free_folder, read_asked
 from gnnrl_gym.evaluation.objectives import OBJECTIVES
 from gnnrl_gym.evaluation.training import Recipe, recipe_for

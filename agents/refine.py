@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from agents.progress import Progress
-from agents.results import DIGESTS, SearchResult, digest_of_data
+from agents.provenance import DIGESTS, digest_of_data
+from agents.results import SearchResult
 from agents.run_folder import COPY, check_writable, is_of_run
 from gnnrl_gym.checks import check_choice, check_number, check_seed, check_whole
 from gnnrl_gym.copies import copy_of

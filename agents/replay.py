@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.early_cli import early
-from agents.results import SearchResult, environment_arguments
+from agents.provenance import environment_arguments
+from agents.results import SearchResult
 from agents.search_cli import search
 from gnnrl_gym.envs.mask import MaskEnv
 from gnnrl_gym.envs.prune import PruneEnv

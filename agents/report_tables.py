@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from agents.provenance import DIGESTS
 from agents.report_runs import Groups, Run
-from agents.results import DIGESTS, SearchResult
+from agents.results import SearchResult
 from gnnrl_gym.envs.budget import in_words
 from gnnrl_gym.zoo.models import DIGITS, model_names
 

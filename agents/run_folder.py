@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from agents.provenance import DIGESTS
 from agents.recorder import LATENCIES, LOG
-from agents.results import ASKED_OF, DIGESTS, RESULT, WEIGHTS, SearchResult, written_by
+from agents.results import ASKED_OF, RESULT, WEIGHTS, SearchResult, written_by
 from gnnrl_gym.envs.budget import Meter
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.files import alone_in, check_entries, plain, read_json, write_atomic

@@ -12,8 +12,9 @@ import gymnasium as gym
 import numpy as np
 from torch import nn
 
+from agents.provenance import common_keys, environment_record, settings_record
 from agents.recorder import EvaluationsExhausted, PlanRecorder, check_wrappers, remembered
-from agents.results import ASKED_OF, SearchResult, common_keys, environment_record, settings_record
+from agents.results import ASKED_OF, SearchResult
 from agents.run_folder import begun, keep_latencies, seconds_before
 from agents.searchers import SEARCHERS, plan_searchers
 from agents.transfer import read_policy

@@ -24,9 +24,9 @@ from agents.cli_common import (
     say,
     show,
 )
+from agents.provenance import environment_arguments
 from agents.recorder import LATENCIES, LOG
 from agents.refine import finetune_run
-from agents.results import environment_arguments
 from agents.run_folder import free_folder, read_asked
 from agents.search import ASKED, check_request
 from agents.search import search as run_search

@@ -14,8 +14,9 @@ import torch
 from stable_baselines3 import PPO
 from torch import Tensor
 
+from agents.provenance import environment_record, versions
 from agents.recorder import PlanRecorder, check_wrappers, remembered
-from agents.results import ASKED_OF, RESULT, environment_record, versions
+from agents.results import ASKED_OF, RESULT
 from agents.run_folder import begun, check_writable, finished, keep_latencies
 from agents.sb3 import PruneVecEnv
 from gnnrl_gym.checks import check_seed, check_whole

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from agents.provenance import machine, versions
 from agents.refine import finetune_run
-from agents.results import RESULT, SearchResult, machine, versions
+from agents.results import RESULT, SearchResult
 from agents.run_folder import finished
 from benchmarks.published_count import published_ratio
 from benchmarks.registry import Benchmark, Options, markdown_table, of_budget, of_data, of_evaluations, spread

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from agents.ppo import make_ppo, play_mean
+from agents.provenance import digest_of_data
 from agents.recorder import PlanRecorder
-from agents.results import digest_of_data
 from agents.sb3 import PruneVecEnv
 from agents.transfer import read_policy, start_from, train_to_file
 from benchmarks.registry import Benchmark, Options, markdown_table

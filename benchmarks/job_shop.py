@@ -17,7 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from agents.policy import GraphPolicy
-from agents.results import machine, versions
+from agents.provenance import machine, versions
 from agents.sb3 import make_sb3_env
 from benchmarks.registry import Benchmark, Options, markdown_table, spread
 from benchmarks.searches import check_same, measured_on, side_by_side

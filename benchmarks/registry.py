@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from agents.results import machine, versions
+from agents.provenance import machine, versions
 from agents.run_folder import check_writable
 from gnnrl_gym.checks import check_choice, check_seed, check_whole
 from gnnrl_gym.envs.budget import METRICS

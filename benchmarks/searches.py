@@ -17,7 +17,8 @@ import gymnasium as gym
 import torch
 from tqdm import tqdm
 
-from agents.results import DIGESTS, SearchResult, environment_record
+from agents.provenance import DIGESTS, environment_record
+from agents.results import SearchResult
 from agents.run_folder import finished, is_of_run
 from agents.search import ASKED, search
 from gnnrl_gym.files import read_json

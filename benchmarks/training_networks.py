@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from agents.results import digest_of_data
+from agents.provenance import digest_of_data
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.zoo import DataSplits

@@ -14,8 +14,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from agents.provenance import DIGESTS
 from agents.recorder import LOG, PlanRecorder
-from agents.results import ASKED_OF, DIGESTS, RESULT, SearchResult
+from agents.results import ASKED_OF, RESULT, SearchResult
 from benchmarks import (
     bogp_mnist,
     coverage,
