@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.registry import Benchmark, Options, markdown_table, of_model
 from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.zoo import DataSplits, Split, load_model
+from gnnrl_gym.zoo.images import MemoryImages
 from gnnrl_gym.zoo.models import input_shape_for
-from gnnrl_gym.zoo.split import MemoryImages
 
 NETWORKS = ("digits-resnet", "resnet20", "resnet56", "mobilenet_v2")
 

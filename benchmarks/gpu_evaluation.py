@@ -16,8 +16,8 @@ from gnnrl_gym.evaluation.accuracy import PlanEvaluator, resolve_device
 from gnnrl_gym.evaluation.batched import obstacle
 from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.zoo import Split, load_model
+from gnnrl_gym.zoo.images import MemoryImages
 from gnnrl_gym.zoo.models import input_shape_for
-from gnnrl_gym.zoo.split import MemoryImages
 
 NETWORKS = ("resnet20", "resnet56")
 ON_GPU = {"plans": 32, "images": 2000, "recalibration_images": 256}

@@ -30,7 +30,7 @@ from gnnrl_gym.envs.prune import PruneEnv
 from gnnrl_gym.envs.relational import RelationalEnv
 from gnnrl_gym.evaluation.finetuning import finetune
 from gnnrl_gym.zoo import DataSplits, Split, load_data, load_model
-from gnnrl_gym.zoo.split import MemoryImages
+from gnnrl_gym.zoo.images import MemoryImages
 
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 SMALL: dict[str, Any] = {"search_images": 20, "recalibration_images": 8, "device": "cpu"}

@@ -21,8 +21,8 @@ from agents import search
 from gnnrl_gym.zoo import DataSplits, Split, load_data
 from gnnrl_gym.zoo.data import augment
 from gnnrl_gym.zoo.datasplits import RGB_MEAN, RGB_STD
+from gnnrl_gym.zoo.images import MemoryImages
 from gnnrl_gym.zoo.readers import TORCHVISION
-from gnnrl_gym.zoo.split import MemoryImages
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 Arrays = dict[str, NDArray[Any]]

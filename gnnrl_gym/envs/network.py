@@ -21,8 +21,8 @@ from gnnrl_gym.graph.groups import Ints
 from gnnrl_gym.pruning.network import PrunableNetwork
 from gnnrl_gym.pruning.recalibration import eager
 from gnnrl_gym.zoo import DataSplits, load_data
+from gnnrl_gym.zoo.images import FileImages
 from gnnrl_gym.zoo.models import input_shape_for, model_names
-from gnnrl_gym.zoo.split import FileImages
 
 # A forked process, as Gymnasium's AsyncVectorEnv makes, hangs in OpenMP as soon as it uses several threads where its
 # parent has done so. Beside others one is right anyway.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnrl_gym.zoo.split import ImageSource, MemoryImages
+from gnnrl_gym.zoo.images import ImageSource, MemoryImages
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 SEARCH_KEYS = ("x_search", "y_search")

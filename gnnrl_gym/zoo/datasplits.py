@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gnnrl_gym.checks import check_seed
 from gnnrl_gym.zoo.arrays import KEYS, SEARCH_KEYS, Labelled, Parts, labelled
+from gnnrl_gym.zoo.images import ImageSource
 from gnnrl_gym.zoo.normalisation import Normalisation, Values, by_channel, check_normalisation
-from gnnrl_gym.zoo.split import ImageSource, Split
+from gnnrl_gym.zoo.split import Split
 
 # Of ImageNet's training images; the published CIFAR networks were trained with them too.
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -18,8 +18,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gnnrl_gym.files import cache_folder
 from gnnrl_gym.zoo.arrays import KEYS, SEARCH_KEYS, Labelled, Parts, labelled
+from gnnrl_gym.zoo.images import FileImages, MemoryImages
 from gnnrl_gym.zoo.normalisation import check_normalisation
-from gnnrl_gym.zoo.split import FileImages, MemoryImages
 
 _NORMALISATION = ("mean", "std")
 
