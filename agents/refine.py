@@ -64,18 +64,17 @@ def finetune_run(
             here has other weights than the run's; or the training diverged. The run stays as it was.
         PermissionError: nothing can be written in the run folder. BlockingIOError: another process works there.
     """
-    how, folder = _how(epochs, learning_rate, schedule, distill, images, seed), Path(run)
+    how, folder = _how(epochs, learning_rate, schedule, distill, images, seed, device), Path(run)
     SearchResult.load(run)  # there must be one
     check_writable(folder, COPY)
     with alone_in(folder):
-        return _finetuned(SearchResult.load(run), folder, device, model, data, how)
+        return _finetuned(SearchResult.load(run), folder, model, data, how)
 
 
 def _finetuned(
-    result: SearchResult, folder: Path, device: str, model: nn.Module | None, data: DataSplits | None,
-    how: dict[str, Any],
+    result: SearchResult, folder: Path, model: nn.Module | None, data: DataSplits | None, how: dict[str, Any]
 ) -> SearchResult:  # fmt: skip
-    place, splits = resolve_device(device), _splits(result, folder, data)
+    place, splits = resolve_device(how["device"]), _splits(result, folder, data)
     if how["images"] == "all":
         splits = replace(splits, train=splits.train.joined(splits.search))
     network = result.network(model)
@@ -83,7 +82,7 @@ def _finetuned(
     done = read_slim(result.weights_file)["finetuning"]
     if len(done) > len(result.settings.get("finetuning", [])):  # cut when the weights were written, the record not
         _record(result, folder, slim, splits, done[-1])
-        if done[-1] == how:
+        if {**done[-1], "device": how["device"]} == how:
             return result
     _tune(result, folder, network, slim, splits, how)
     update_slim(result.weights_file, slim, [*result.settings.get("finetuning", []), how])
@@ -91,7 +90,9 @@ def _finetuned(
     return result
 
 
-def _how(epochs: int, learning_rate: float, schedule: str, distill: float, images: str, seed: int) -> dict[str, Any]:
+def _how(
+    epochs: int, learning_rate: float, schedule: str, distill: float, images: str, seed: int, device: str
+) -> dict[str, Any]:
     """What a run's record says of a fine-tuning, with Python's own numbers instead of NumPy's.
 
     Raises:
@@ -102,7 +103,7 @@ def _how(epochs: int, learning_rate: float, schedule: str, distill: float, image
     check_number("at least 0", learning_rate=learning_rate, distill=distill)
     check_choice("images", images, IMAGES)
     how = {"epochs": int(epochs), "learning_rate": float(learning_rate), "schedule": schedule}
-    return how | {"distill": float(distill), "images": images, "seed": int(seed)}
+    return how | {"distill": float(distill), "images": images, "seed": int(seed), "device": str(device)}
 
 
 def _tune(

@@ -124,6 +124,6 @@ def _finetuning(result: SearchResult) -> list[dict[str, Any]]:
 
 
 def _finetune(out: str, how: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    how = {**how, "device": environment.get("device", "auto")}
+    how = {**how, "device": how.get("device", environment.get("device", "auto"))}  # older records do not say it
     words = [word for name, value in how.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return shlex.join(["gnnrl", "finetune", out, *words])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gnnrl_gym import PrunableNetwork
 from gnnrl_gym.backends import full_precision, gpus_of, without_cudnn
+from gnnrl_gym.errors import UnsupportedOperation
 from gnnrl_gym.evaluation.batched import BatchedCandidates
 from gnnrl_gym.evaluation.determinism import deterministic, randomness_kept
 from gnnrl_gym.evaluation.finetuning import finetune
@@ -25,8 +27,8 @@ PARTS: Any = (CUDNN.conv, CUDNN.rnn, torch.backends.cuda.matmul)
 
 def test_gpus_of_tensors_and_devices() -> None:
     with FakeTensorMode():
-        there = torch.empty(2, device="cuda:1")
-    assert gpus_of([{"a": (there, 3)}, torch.zeros(1), torch.device("cuda:0"), torch.device("cpu"), None]) == [0, 1]
+        there = torch.empty(2, device="cuda:0")
+    assert gpus_of([{"a": (there, 3)}, torch.zeros(1), torch.device("cuda:1"), torch.device("cpu"), None]) == [0, 1]
 
 
 OLD = torch.torch_version.TorchVersion(torch.__version__) < (2, 15) and not torch.cuda.is_available()
@@ -53,6 +55,33 @@ def test_recurrent_layers_cost_the_same_on_a_gpu(kind: str) -> None:
     gates = {"lstm": 4, "gru": 3, "rnn_tanh": 1}[kind]
     assert macs("cuda") == macs("cpu") == 3 * 4 * 2 * gates * 7 * (5 + 7 + 2 * 7 + 7)
     assert CUDNN.enabled
+
+
+class Chosen(nn.Module):
+    """Asks how it is to compute, as torch's own resizes and paddings do on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(6, 5, 1), nn.Conv1d(5, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.first(x)
+        if torch.are_deterministic_algorithms_enabled():
+            hidden = torch.ops.aten._unsafe_index(hidden, [None, None, torch.arange(4)])
+        return self.last(hidden.relu())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_networks_are_traced_as_they_are_written_where_algorithms_are_deterministic(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fails:
+        monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)
+    with deterministic(torch.device("cuda:0")):
+        with pytest.raises(UnsupportedOperation) if fails else contextlib.nullcontext():
+            assert PrunableNetwork(Chosen(), images(2, 6, 4)).widths.tolist() == [5]
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_cudnn_is_off_for_recurrent_layers_alone() -> None:

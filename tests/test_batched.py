@@ -260,6 +260,26 @@ def test_no_tensor_has_more_elements_than_kernels_count(digits_env: gym.Env[Any,
         assert BatchedCandidates(network).chunk == chunk
 
 
+@pytest.mark.parametrize(("count", "images"), [(1, [34, 33, 33]), (3, [13] * 4 + [12] * 4), (4, [10] * 10)])
+def test_few_plans_fill_a_batch_with_more_images(
+    count: int, images: list[int], digits_env: gym.Env[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batched, "IMAGES", 10)
+    together, alone = evaluators(digits_env)
+    candidates: Any = together._candidates
+    candidates.chunk, sizes, forward = 4, [], candidates.logits
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return forward(images)
+
+    monkeypatch.setattr(candidates, "logits", logits)
+    plans = list(random_plans(together.network, count))
+    together.prefetch(plans)
+    assert [together.score(plan) for plan in plans] == [alone.score(plan) for plan in plans]
+    assert sizes == images
+
+
 def layer_outputs(network: PrunableNetwork) -> list[Tensor]:
     """Of one image."""
     found: list[Tensor] = []
@@ -335,7 +355,7 @@ def test_chunks_fit_the_memory(digits_env: gym.Env[Any, Any], monkeypatch: pytes
     monkeypatch.setattr(candidates, "_accuracies", limited)
     together.prefetch(plans)
     assert [together.score(plan) for plan in plans] == [alone.score(plan) for plan in plans]
-    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert sizes == [7, 7, 7, 4, 2, 2, 2, 1]  # as chunks of 32, 16, 8, 4 and 2
     most, full = 0, together.network.widths
     with pytest.warns(UserWarning, match="one by one, not in one batch: the GPU's memory"):
         together.prefetch([full, full - 2])

@@ -204,7 +204,7 @@ def test_save_and_load_give_the_same_actions(policy: dict[str, Any], tmp_path: P
     graph_policy(model).save(str(tmp_path / "policy"))
     observation, _ = make_env(5).reset(seed=7)
     expected, _ = model.predict(observation, deterministic=True)
-    ppo, policy_alone = PPO.load(tmp_path / "ppo", device="cpu"), GraphPolicy.load(str(tmp_path / "policy"))
+    ppo, policy_alone = PPO.load(tmp_path / "ppo", device="cpu"), GraphPolicy.load(str(tmp_path / "policy"), "cpu")
     for loaded in (ppo, policy_alone):
         np.testing.assert_array_equal(loaded.predict(observation, deterministic=True)[0], expected)
 

@@ -170,7 +170,7 @@ def test_gymnasiums_own_processes_do_not_hang() -> None:
     """Forked, after their parent has used several threads."""
     script = """
 import gymnasium as gym, gnnrl_gym
-env = gym.make_vec("GNNRL-Prune-v0", 2, "async", vector_kwargs={"shared_memory": False}, search_images=20)
+env = gym.make_vec("GNNRL-Prune-v0", 2, "async", vector_kwargs={"shared_memory": False}, search_images=20, device="cpu")
 env.reset(seed=0)
 print(env.step(env.action_space.sample())[1].shape)
 env.close()

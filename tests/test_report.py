@@ -257,6 +257,8 @@ def test_the_commands_of_a_page_make_the_same_run_again(
     page = Page(write_report(run))
     lines = re.findall(r"^gnnrl .*$", page.text, re.MULTILINE)
     assert len(lines) == (3 if kind == "search" else 1)
+    places = [place for line in lines[1:] for place in re.findall("--device ([a-z]*)", line)]
+    assert places == (["cpu", "auto"] if kind == "search" else [])
     run.rename("before")
     for line in lines:
         command(line.removeprefix("gnnrl "))

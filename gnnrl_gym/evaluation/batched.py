@@ -107,8 +107,8 @@ class BatchedCandidates:
     Args:
         network: one without an `obstacle`.
         device: where the copy runs; default: where the network is.
-        chunk: plans in one forward, fewer where a tensor would be larger than `MOST`; halved for good when the GPU's
-            memory is too small.
+        chunk: plans in one forward, of `IMAGES` images each, or fewer plans of more; less where a tensor would be
+            larger than `MOST`; halved for good when the GPU's memory is too small.
 
     Attributes:
         model: the gated network, [K * N, C, H, W] -> [K * N, classes]. `calibrate` says for which plans.
@@ -147,10 +147,10 @@ class BatchedCandidates:
                 done += self._accuracies(part, calibration, images, labels, dtype)
                 continue
             except torch.OutOfMemoryError:
-                if len(part) == 1:
+                if self.chunk == 1:
                     raise
             # outside of the handler: the exception would keep what the failed forward holds
-            self.chunk = len(part) // 2
+            self.chunk //= 2
             torch.cuda.empty_cache()
         return done
 
@@ -162,7 +162,9 @@ class BatchedCandidates:
             self.calibrate(plans, calibration)
         correct = torch.zeros(len(plans), dtype=torch.int64, device=images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            for part, truth in zip(images.split(IMAGES), labels.split(IMAGES), strict=True):
+            size = IMAGES * self.chunk // len(plans)  # as large a batch where there are few plans
+            parts = -(-len(images) // size)
+            for part, truth in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
                 correct += (self.logits(part).argmax(-1) == truth).sum(1)
         return [count / len(labels) for count in correct.tolist()]  # the only wait for the device
 

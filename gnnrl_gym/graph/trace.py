@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -90,12 +91,25 @@ def _check_shapes(model: nn.Module, graph: fx.Graph) -> None:
                 )
 
 
-def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+@contextlib.contextmanager
+def _as_written() -> Iterator[None]:
+    """Operations as the forward names them, whatever the process has switched on: of a fused attention layer no rule
+    sees the parts, and a deterministic resize or padding on a GPU is many small operations."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole attention layer, which no rule sees into
+    strict, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.use_deterministic_algorithms(strict, warn_only=warn)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
     try:
         # what torch.compile has made is traced as it is written: torch 2.9 can't trace it otherwise
-        with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"), _as_written():
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, strict=False)
     except Exception as error:
@@ -104,8 +118,6 @@ def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedPro
             "Usual mend: replace control flow that depends on tensor values (an `if` on a tensor, `.item()`) by "
             "torch.where or a module attribute."
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 _CONTEXTS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # of torch.no_grad and torch.autocast
