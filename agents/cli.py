@@ -13,10 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.bogp_cli import bogp
-from agents.cli_common import Device, Run, console, newest_run, say, show
+from agents.cli_common import Device, Run, console, newest_run, of_dense, say, show
 from agents.early_cli import early
 from agents.refine import evaluate_run, finetune_run
 from agents.report_cli import report
+from agents.results import SearchResult
 from agents.search_cli import search
 from agents.train_cli import train
 from gnnrl_gym import __version__
@@ -73,7 +74,8 @@ def evaluate(
     run = run or newest_run()
     again = evaluate_run(run, device, batch)
     table = Table("", "dense", "pruned", "ratio", title=escape(str(run)))
-    table.add_row("test accuracy", f"{again.dense_accuracy:.2%}", f"{again.accuracy:.2%}", "")
+    dense_accuracy = of_dense(SearchResult.load(run), again.dense_accuracy)
+    table.add_row("test accuracy", dense_accuracy, f"{again.accuracy:.2%}", "")
     for name, dense, pruned in (("MACs", *again.macs), ("parameters", *again.params)):
         table.add_row(name, f"{dense:,}", f"{pruned:,}", f"{pruned / dense:.1%}")
     dense_ms, pruned_ms = (1000 * seconds for seconds in again.latency)

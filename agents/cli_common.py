@@ -133,6 +133,12 @@ def newest_run() -> Path:
     raise FileNotFoundError(f"No run in {str(RUNS)!r}: run `gnnrl search` first, or give a run folder.")
 
 
+def of_dense(result: SearchResult, accuracy: float) -> str:
+    """The dense network's accuracy, and what it had learned where it was pruned before its training."""
+    objective = result.settings.get("objective")
+    return f"{accuracy:.2%}" + (f", {'pretrained' if objective == 'pretrained' else 'untrained'}" if objective else "")
+
+
 def show(result: SearchResult) -> None:
     """Costs and accuracies beside the dense network's, and where the run folder is."""
     table = Table("", "dense", "pruned")
@@ -145,7 +151,7 @@ def show(result: SearchResult) -> None:
         predicted = f"latency (predicted {result.latency['predicted'] / result.latency['dense_predicted']:.1%})"
         table.add_row(predicted, f"{1000 * dense:.2f} ms", f"{1000 * pruned:.2f} ms, {pruned / dense:.1%}")
     table.add_row("search accuracy", "", f"{result.search_accuracy:.2%}")
-    table.add_row("test accuracy", f"{result.dense_test_accuracy:.2%}", f"{result.test_accuracy:.2%}")
+    table.add_row("test accuracy", of_dense(result, result.dense_test_accuracy), f"{result.test_accuracy:.2%}")
     if result.finetuned_accuracy is not None:
         epochs = f"after {result.finetune_epochs} epochs of fine-tuning"
         table.add_row(epochs, "", f"{result.finetuned_accuracy:.2%}")

@@ -24,6 +24,7 @@ from gnnrl_gym.envs.prune_many import PruneManyEnv
 from gnnrl_gym.evaluation.determinism import deterministic, randomness_kept
 from gnnrl_gym.files import write_atomic
 from gnnrl_gym.graph.features import EDGE_FEATURES, NODE_FEATURES
+from gnnrl_gym.zoo.state_dicts import why_unreadable
 
 GENERAL = "general"
 ASKED = ASKED_OF["train"]
@@ -151,7 +152,7 @@ def read_policy(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict
         content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
         state, about = dict(content["state"]), dict(json.loads(content["about"]))
     except Exception as error:
-        raise ValueError(f"{str(path)!r} is no policy file of `gnnrl train`: {error}") from error
+        raise ValueError(f"{str(path)!r} is no policy file of `gnnrl train`: {why_unreadable(error)}") from error
     if not all(torch.isfinite(value).all() for value in state.values() if isinstance(value, Tensor)):
         raise ValueError(f"{str(path)!r} holds NaN or infinity: its training diverged, train it anew.")
     if about.get("features") != [*NODE_FEATURES, *EDGE_FEATURES]:

@@ -177,12 +177,19 @@ def export_program(module: nn.Module, example_input: Example, path: str | os.Pat
         example_input: a tensor or a tuple of positional arguments; the first dimension of every tensor is the batch.
 
     Raises:
-        UnsupportedOperation: `torch.export` can't trace it for any batch size, or the program computes something else.
+        UnsupportedOperation: `torch.export` can't trace it for any batch size or can't write what it returns, or the
+            program computes something else.
     """
-    buffer = io.BytesIO()
-    torch.export.save(_exported(module, _arguments(example_input)), buffer)
-    buffer.seek(0)
-    program = torch.export.load(buffer).module()
+    exported, buffer = _exported(module, _arguments(example_input)), io.BytesIO()
+    try:
+        torch.export.save(exported, buffer)
+        buffer.seek(0)
+        program = torch.export.load(buffer).module()
+    except Exception as error:  # of a kind of its own for whatever it has no form for
+        raise UnsupportedOperation(
+            f"torch.export can't write {type(module).__name__}, usually for the type of what goes in or out (tensors, "
+            f"tuples, lists and dictionaries can be written): {str(error).strip()[:2000]}"
+        ) from error
     _check_same(module, program, _arguments(example_input, CHECKED_BATCH))
     write_atomic(Path(path), lambda file: file.write(buffer.getbuffer()))
 

@@ -15,6 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from agents import cli, early_training
+from agents.cli_common import of_dense
 from agents.early import CURVE, METHODS, early, search_mask
 from agents.early_training import train_mask
 from agents.recorder import LOG
@@ -371,12 +372,15 @@ def test_a_record_replays_the_network_with_its_initial_weights(changes: dict[str
     result = early(env, "random", 1, 0, tmp_path / "run", SHORT)
     replayed = SearchResult.load(tmp_path / "run").network().model
     assert accuracy(replayed, env.unwrapped.data.test) == result.dense_test_accuracy < 0.5
+    said = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "run"), "--device", "cpu"]).output
+    assert f"{result.dense_test_accuracy:.2%}, untrained" in said
 
 
 def test_a_dense_network_that_was_trained_for_the_run_is_not_taken_for_another(tmp_path: Path) -> None:
     env = gym.make("GNNRL-Mask-v0", objective="pretrained", pretrain_epochs=2, **SMALL)
     result = early(env, "random", 1, 0, tmp_path / "run", SHORT)
     assert evaluate_run(tmp_path / "run").dense_accuracy == result.dense_test_accuracy
+    assert of_dense(result, 0.5) == "50.00%, pretrained"
     with pytest.raises(ValueError, match=r"dense network of .* is not trained"):
         finetune_run(tmp_path / "run", 1, distill=0.5)
 

@@ -8,7 +8,7 @@ import os
 import pickle
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from gnnrl_gym import PrunableNetwork, UnsupportedOperation
 from gnnrl_gym.export import export_onnx, export_program, load_slim, read_slim, save_slim, update_slim
 from gnnrl_gym.pruning.sparsity import SparseNetwork, make_network
 from gnnrl_gym.zoo import load_model
+from gnnrl_gym.zoo.state_dicts import load_into
 
 NETWORKS = {"digits-resnet": (1, 8, 8), "mobilenet_v2": (3, 32, 32)}
 
@@ -95,6 +96,27 @@ def test_what_a_module_keeps_besides_tensors_stays_its_own(tmp_path: Path) -> No
     save_slim(tmp_path / "slim.pt", network, [3], slim)
     update_slim(tmp_path / "slim.pt", slim)
     assert_close(outputs(load_slim(tmp_path / "slim.pt", dense, x), x), outputs(slim, x))
+
+
+class Written(nn.Module):
+    """Layers as functions of parameters that are named as one likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(2, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(nn.functional.linear(x, self.first).relu(), self.last)
+
+
+def test_parameters_may_have_any_name(tmp_path: Path) -> None:
+    dense, x = Written(), images(3, 4)
+    network = PrunableNetwork(dense, x)
+    slim = network.slim([3])
+    save_slim(tmp_path / "slim.pt", network, [3], slim)
+    assert_close(outputs(load_slim(tmp_path / "slim.pt", dense, x), x), outputs(slim, x))
+    with pytest.raises(ValueError, match=r"of another network; tensors 2 of another shape: first \[3, 4\] instead"):
+        load_into(dense, slim.state_dict(), "a file")
 
 
 def test_updated_weights_keep_the_plan(digits: PrunableNetwork, tmp_path: Path) -> None:
@@ -381,6 +403,15 @@ class CountsImages(nn.Module):
         return x.view(len(x), -1, 2) * 2
 
 
+class Named(NamedTuple):
+    logits: Tensor
+
+
+class AnswersByName(nn.Module):
+    def forward(self, x: Tensor) -> Named:
+        return Named(x * 2)
+
+
 class Chance(nn.Module):
     """Never answers the same, and so as no program does."""
 
@@ -394,6 +425,7 @@ class Chance(nn.Module):
         (FixedBatch(), "any batch size"),
         (CountsImages(), r"any batch size: (?s:.*)write x\.shape\[0\] for len\(x\)"),
         (Chance(), "something else"),
+        (AnswersByName(), "can't write AnswersByName, usually for the type of what goes in or out"),
     ],
 )
 def test_what_cannot_be_exported_is_not_written(module: nn.Module, message: str, tmp_path: Path) -> None:

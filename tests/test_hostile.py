@@ -427,6 +427,7 @@ def colours(x: Tensor) -> Tensor:
 OWN: dict[str, tuple[Any, str]] = {
     "a tuple": (Answers(lambda x: (x,)), "answers with a tuple, but plans are scored by one tensor"),
     "a dictionary": (Answers(lambda x: {"logits": x}), "answers with a dict, but plans are scored by one tensor"),
+    "a map": (Answers(lambda x: x[..., None]), r"a Tensor of shape \(2, 10, 1\), but plans are scored by one tensor"),
     "two inputs": (Answers(lambda x, y: x), "does not take the images of 'digits'.*missing 1 required"),
     "an assertion": (Answers(colours), "does not take the images of 'digits'.*colour images alone"),
     "a class": (Small, "model is a name for load_model, or a network .* got the class Small"),

@@ -164,7 +164,9 @@ def test_a_file_is_read_as_it_is_written(tmp_path: Path) -> None:
     assert again == [int(word) for word in words]
 
 
-@pytest.mark.parametrize("text", ["", "2 2\n0 1 1 2", "1 1\n1 5", "1 2\n0 1 1", "1 1\n0 x", "2 2\n0 1 1 2\n0 1"])
+@pytest.mark.parametrize(
+    "text", ["", "2 2\n0 1 1 2", "1 1\n1 5", "1 2\n0 1 1", "1 1\n0 x", "2 3\n0 1 1 2\n1 2 0 3", "2 2\n0 1 1 2\n0 1"]
+)
 def test_another_format_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="a line for every job"):
         JobShop.parse(text)

@@ -162,12 +162,13 @@ def check_outputs(module: nn.Module, data: DataSplits, device: torch.device) -> 
             f"The network does not take the images of {data.name!r}, shape {data.input_shape}: {error}."
             f"{mend if isinstance(data.train.images, FileImages) else ''}"
         ) from error
-    if not isinstance(outputs, Tensor):
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        shape = f" of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else ""
         raise ValueError(
-            f"The network answers with a {type(outputs).__name__}, but plans are scored by one tensor [N, classes]: "
-            "wrap it in a module that returns that alone."
+            f"The network answers with a {type(outputs).__name__}{shape}, but plans are scored by one tensor "
+            "[N, classes]: wrap it in a module that returns that alone."
         )
-    if outputs.ndim != 2 or outputs.shape[1] != data.num_classes:
+    if outputs.shape[1] != data.num_classes:
         raise ValueError(
             f"The network answers with shape {tuple(outputs.shape)}, but {data.name!r} has "
             f"{data.num_classes} classes: use a network with that many outputs."

@@ -67,7 +67,8 @@ class JobShop:
         try:
             (jobs, machines), *rows = [[int(word) for word in line] for line in lines]
             pairs = np.array(rows, dtype=np.int64).reshape(len(rows), -1, 2)
-            fits = len(rows) == jobs and pairs[..., 0].max() < machines
+            most = pairs[..., 0].max() + 1  # every machine has work, or a job works on each: else something was lost
+            fits = len(rows) == jobs and most <= machines and machines in (most, pairs.shape[1])
         except ValueError:
             fits = False
         if not fits:

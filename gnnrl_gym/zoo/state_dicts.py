@@ -139,9 +139,9 @@ def _kind(value: Tensor) -> str:
     return "no data, on the meta device" if value.is_meta else f"{value.dtype}, {value.layout}"
 
 
-def _check_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], misfits: list[str], source: str) -> None:
+def _check_classes(own: dict[str, Tensor], given: Mapping[str, Tensor], misfits: list[str], source: str) -> None:
     """The commonest misfit, so it gets a message of its own: only the last layer has another size."""
-    last = [key for key in own if key.endswith(".weight")][-1]
+    last = next((key for key in reversed(own) if key.endswith(".weight")), "")
     head = {last, last.removesuffix("weight") + "bias"}
     if last in misfits and head.issuperset(misfits) and given[last].shape[1:] == own[last].shape[1:]:
         classes = given[last].shape[0]
